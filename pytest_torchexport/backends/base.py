@@ -1,0 +1,210 @@
+"""The protocol between the engine and a backend: `Backend` makes an `Exported` from an `ExportRequest`.
+
+A backend of your own subclasses `Backend`, is registered by entry point or `register_backend`, and is tested by
+`pytest_torchexport.check_backend`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from pytest_torchexport.errors import UsageError
+from pytest_torchexport.outcome import Cause, Location, NotChecked
+from pytest_torchexport.subject.call import Call
+
+
+class Structure(StrEnum):
+    """How much of an output's structure the exported form's calling convention can carry."""
+
+    SAME = "same"
+    """Everything: the types, keys and order of eager's containers."""
+    SCRIPT = "script"
+    """TorchScript: sequences and mappings, without the Python class (a named tuple may come back as a tuple)."""
+    FLAT = "flat"
+    """ONNX: the tensors in order, with names; None, strings and constants are not part of the program."""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """Something the exporter itself said about the program; evidence if the program turns out to be wrong."""
+
+    cause: Cause
+    text: str
+    location: Location | None = None
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What a backend exports.
+
+    Attributes:
+        model: the user's module or function, on the device, in the mode (train or eval) that the user left it in.
+            It is the user's own object: a backend must not change its parameters, its mode or its attributes.
+            What running it changes (buffers, attributes) is restored by the engine, after `export` and before `save`.
+        example: the example call; a private copy, on the device.
+        dynamic_shapes: torch.export's own format, by argument name; None if every shape is fixed.
+        device: where the program has to run.
+        directory: an existing empty folder for the artifact and its side files.
+        grad: whether gradients are asked for.
+    """
+
+    model: Callable[..., Any]
+    example: Call
+    dynamic_shapes: Mapping[str, Any] | None
+    device: torch.device
+    directory: Path
+    grad: bool = False
+
+
+class Exported(ABC):
+    """An exported program, loaded and ready to run.
+
+    Attributes:
+        suspicions: what the exporter warned about.
+        not_checked: what this backend leaves unchecked for this program (a pruned input, an unread state).
+        details: facts for the report, JSON-ready (graphs, breaks, provider, opset).
+    """
+
+    suspicions: list[Suspicion]
+    not_checked: list[NotChecked]
+    details: dict[str, Any]
+
+    def __init__(self) -> None:
+        self.suspicions = []
+        self.not_checked = []
+        self.details = {}
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program once, called as the model's forward is called.
+
+        The arguments are the engine's private copies: the program may change them in place, and where eager does,
+        it has to.
+
+        Returns:
+            The program's output, structured as the backend's `Structure` says; for `FLAT` a `FlatOutput`.
+
+        Raises:
+            ConventionError: the program cannot be called with these arguments, because the export fixed one.
+            NothingCompiled: the call ran, but not in the exported form.
+            Exception: anything else is the exported program's own failure.
+        """
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The program's state by qualified name (`bn.running_mean`), live tensors and Python values.
+
+        An empty dict if it carries none. None if it carries a state that cannot be read.
+        """
+        return {}
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Set the program's state to values that `read_state` returned earlier, in place where they are tensors."""
+        for name, tensor in (self.read_state() or {}).items():
+            if isinstance(tensor, torch.Tensor):
+                with torch.no_grad():
+                    tensor.copy_(state[name])
+
+    @property
+    def shares_module(self) -> bool:
+        """Whether the program runs on the user's own module object, so that its state is the module's."""
+        return False
+
+    def parameters(self) -> dict[str, torch.Tensor] | None:
+        """The program's parameters by qualified name, for gradients; None where it has none to give."""
+        return None
+
+    def close(self) -> None:
+        """Release what outlives the object (sessions, compiled code). Called once, after the last run."""
+
+
+@dataclass(frozen=True)
+class FlatOutput:
+    """The outputs of a `FLAT` program, by name and in the program's order.
+
+    A value is a tensor, or, for a sequence output, a list of tensors.
+    """
+
+    values: dict[str, Any]
+
+
+class Backend(ABC):
+    """A way to export a model; its options are the fields of a frozen dataclass.
+
+    Class attributes:
+        name: the name in markers, on the command line and in test ids.
+        structure: what the program's outputs keep of eager's structure.
+        gradients: whether gradients can be taken through the exported program.
+    """
+
+    name: ClassVar[str]
+    structure: ClassVar[Structure] = Structure.SAME
+    gradients: ClassVar[bool] = False
+
+    @property
+    def id(self) -> str:
+        """The name with the options that differ from their defaults: `compile:mode=max-autotune`."""
+        if not dataclasses.is_dataclass(self):
+            return self.name
+        changed = [
+            f"{f.name}={_spell(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != _default(f)
+        ]
+        return self.name + (":" + ",".join(changed) if changed else "")
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why the backend cannot run on the device here, with the remedy; None if it can."""
+        del device
+        return None
+
+    @abstractmethod
+    def export(self, request: ExportRequest) -> Any:
+        """Export the model. Whatever is raised becomes the verdict `refused`.
+
+        Returns:
+            The backend's own program object, handed to `save` and `load`.
+        """
+
+    def save(self, program: Any, directory: Path) -> Path | None:
+        """Write the program to the folder.
+
+        Returns:
+            The file, or None for a backend that has no artifact on disk.
+        """
+        del program, directory
+        return None
+
+    @abstractmethod
+    def load(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
+        """The runnable program: read back from `path` if `save` wrote one (then `program` is None).
+
+        Whatever is raised becomes the verdict `failed` at stage `load`.
+        """
+
+
+def _default(option: dataclasses.Field[Any]) -> Any:
+    if option.default is not dataclasses.MISSING:
+        return option.default
+    return option.default_factory() if option.default_factory is not dataclasses.MISSING else None
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "".join(char if char.isalnum() or char in "._-+" else "-" for char in str(value)).strip("-")
+
+
+def choose(name: str, value: object, accepted: tuple[Any, ...]) -> None:
+    """Raise a `UsageError` that lists the accepted values, unless the option's value is one of them."""
+    if value not in accepted:
+        listed = ", ".join(repr(one) for one in accepted)
+        msg = f"{name}={value!r} is not accepted: choose one of {listed}"
+        raise UsageError(msg)

@@ -1,0 +1,259 @@
+"""What a check found: `Outcome` and its words, as data and as a plain dict. Standard library only.
+
+The words (`Verdict`, `Stage`, `Cause`) are the same in code, messages, JSON and docs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+SCHEMA = 1
+"""Number of the plain-dict form; raised when a key changes its meaning or goes away."""
+
+
+class Verdict(StrEnum):
+    """What a check concluded."""
+
+    EQUIVALENT = "equivalent"
+    MISMATCH = "mismatch"
+    REFUSED = "refused"
+    FAILED = "failed"
+    OVER_BUDGET = "over-budget"
+    INCONCLUSIVE = "inconclusive"
+    SKIPPED = "skipped"
+    INVALID = "invalid"
+
+
+class Stage(StrEnum):
+    """Where a check stands; recorded before the stage starts, so that a crash has a stage."""
+
+    REFERENCE = "reference"
+    EXPORT = "export"
+    SAVE = "save"
+    LOAD = "load"
+    RUN = "run"
+    COMPARE = "compare"
+    LATENCY = "latency"
+
+
+class Cause(StrEnum):
+    """Why an exported program is not equivalent."""
+
+    BAKED_BRANCH = "baked branch"
+    BAKED_VALUE = "baked value"
+    BAKED_SHAPE = "baked shape"
+    LOST_STATE = "lost state"
+    LOST_MUTATION = "lost mutation"
+    STRUCTURE = "structure"
+    DTYPE = "dtype"
+    SHAPE = "shape"
+    SPECIAL_VALUE = "special value"
+    NUMERIC = "numeric"
+    EXCEPTION = "exception"
+
+
+FAILING = frozenset({Verdict.MISMATCH, Verdict.REFUSED, Verdict.FAILED, Verdict.OVER_BUDGET, Verdict.INVALID})
+"""Verdicts that fail a test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A line of the user's code: absolute path, 1-based line, the line's text without indentation."""
+
+    file: str
+    line: int
+    source: str = ""
+
+    def __str__(self) -> str:
+        """`file:line`, the form that editors and terminals turn into a link."""
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One fact that supports the cause, with the user's line where there is one."""
+
+    text: str
+    location: Location | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotChecked:
+    """One entry of the not-checked ledger: what was not checked, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """The comparison of one leaf: an output, an argument, a state entry or a gradient.
+
+    `path` names it as Python would (`output['logits'][0]`, `argument x`, `state bn.running_mean`,
+    `gradient of x`). `max_abs`, `max_rel` and `allowed` are numbers in the unit of the value; `allowed` is
+    the largest deviation that the tolerance admits at the worst element, whose index is `index`.
+    """
+
+    path: str
+    agrees: bool
+    cause: Cause | None = None
+    reason: str = ""
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    elements: int = 0
+    mismatched: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    allowed: float = 0.0
+    index: tuple[int, ...] = ()
+    expected: str = ""
+    actual: str = ""
+
+    @property
+    def excess(self) -> float:
+        """How far beyond the tolerance, as a multiple of it; infinite for a leaf that differs in kind."""
+        if self.agrees:
+            return self.max_abs / self.allowed if self.allowed else 0.0
+        if self.cause is not Cause.NUMERIC or not self.allowed or math.isnan(self.max_abs):
+            return math.inf
+        return self.max_abs / self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input that was run: its kind (`example`, `extra`, `special`, `random`), label, calls and result."""
+
+    kind: str
+    label: str
+    calls: int = 1
+    agrees: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one check of one model on one backend and device.
+
+    Attributes:
+        verdict: what was concluded.
+        stage: the last stage that was entered.
+        cause: why it is not equivalent; None for a pass, and for `refused`, `skipped` and `invalid`.
+        message: the whole explanation, for a person; its first line stands alone.
+        location: the user's line that explains the verdict, where there is one.
+        evidence: the facts behind the cause.
+        worst: the leaf with the largest error, in a pass too; None if nothing was compared.
+        leaves: every leaf that disagreed, over all inputs (at most a few per input are kept).
+        compared: number of leaf comparisons that were made, over all inputs.
+        inputs: every input that was run and compared, in order.
+        dropped: number of generated inputs that eager rejects or `assume` excludes, by kind and reason.
+        not_checked: the ledger of what this verdict does not cover.
+        durations: seconds by stage.
+        details: facts of the backend (graphs, graph breaks, provider, opset, warnings...).
+        environment: versions and numerics flags of both sides.
+    """
+
+    verdict: Verdict
+    stage: Stage
+    backend: str
+    device: str
+    message: str
+    model: str = ""
+    dtype: str | None = None
+    test: str | None = None
+    seed: int = 0
+    cause: Cause | None = None
+    location: Location | None = None
+    evidence: tuple[Evidence, ...] = ()
+    worst: Leaf | None = None
+    leaves: tuple[Leaf, ...] = ()
+    compared: int = 0
+    inputs: tuple[Input, ...] = ()
+    dropped: dict[str, int] = field(default_factory=dict)
+    failing_input: str | None = None
+    not_checked: tuple[NotChecked, ...] = ()
+    tolerance: str = ""
+    durations: dict[str, float] = field(default_factory=dict)
+    artifact: str | None = None
+    artifact_bytes: int | None = None
+    kept_in: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the message."""
+        return self.message.split("\n", 1)[0]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a test with this outcome fails."""
+        return self.verdict in FAILING
+
+    def inputs_by_kind(self) -> dict[str, int]:
+        """Number of inputs that were run, by kind."""
+        counts: dict[str, int] = {}
+        for tried in self.inputs:
+            counts[tried.kind] = counts.get(tried.kind, 0) + 1
+        return counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as JSON-ready data: dicts, lists, strings, numbers, booleans and None.
+
+        A number that JSON cannot hold (NaN, an infinity) is written as the string `"nan"`, `"inf"` or `"-inf"`.
+        """
+        plain: dict[str, Any] = _plain(asdict(self))
+        plain["schema"] = SCHEMA
+        plain["inputs_by_kind"] = self.inputs_by_kind()
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Outcome:
+        """The outcome that `to_dict` wrote.
+
+        Raises:
+            ValueError: the data has another schema number.
+        """
+        if data.get("schema") != SCHEMA:
+            msg = f"outcome has schema {data.get('schema')!r}, this version reads schema {SCHEMA}"
+            raise ValueError(msg)
+        values = {key: value for key, value in data.items() if key not in ("schema", "inputs_by_kind")}
+        values["verdict"] = Verdict(values["verdict"])
+        values["stage"] = Stage(values["stage"])
+        values["cause"] = _cause(values["cause"])
+        values["location"] = _location(values["location"])
+        values["evidence"] = tuple(Evidence(e["text"], _location(e["location"])) for e in values["evidence"])
+        values["worst"] = _leaf(values["worst"]) if values["worst"] else None
+        values["leaves"] = tuple(_leaf(leaf) for leaf in values["leaves"])
+        values["inputs"] = tuple(Input(**tried) for tried in values["inputs"])
+        values["not_checked"] = tuple(NotChecked(**entry) for entry in values["not_checked"])
+        return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, StrEnum):
+        return value.value
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def _cause(value: str | None) -> Cause | None:
+    return None if value is None else Cause(value)
+
+
+def _location(value: dict[str, Any] | None) -> Location | None:
+    return None if value is None else Location(**value)
+
+
+def _leaf(value: dict[str, Any]) -> Leaf:
+    numbers = {key: float(value[key]) for key in ("max_abs", "max_rel", "allowed")}
+    tuples = {key: tuple(value[key]) for key in ("shape", "index")}
+    return Leaf(**{**value, **numbers, **tuples, "cause": _cause(value["cause"])})

@@ -1,0 +1,1 @@
+"""What is under test: the call, the containers it is made of, the module's state, the device it stands on."""
