@@ -32,7 +32,7 @@ $(ENV)/.torch: .ci/constraints.txt
 	@echo "creating $(ENV) with $$($(PYTHON) --version) and the CPU build of torch"
 	@$(PYTHON) -m venv --clear $(ENV)
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch numpy
 	@$(BIN)/python -c 'import torch; torch.version.cuda and print("note: pip chose a CUDA build of torch; see CONTRIBUTING.md for TORCH_INDEX")'
 	@touch $@
 
@@ -77,7 +77,7 @@ format: $(ENV)/.dev ## let ruff correct what it can
 
 .PHONY: docs
 docs: $(ENV)/.dev ## build the documentation, warnings are errors
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: wheel
 wheel: $(ENV)/.demo ## build the wheel and the source archive into dist/
