@@ -184,7 +184,12 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
-        """The runnable program: read back from `path` if `save` wrote one (then `program` is None).
+        """The runnable program, read back from `path` if `save` wrote one.
+
+        Args:
+            program: what `export` returned; what it held in memory beside the file should be gone since `save`.
+            path: what `save` returned.
+            request: what was exported.
 
         Whatever is raised becomes the verdict `failed` at stage `load`.
         """

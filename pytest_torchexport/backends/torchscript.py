@@ -1,0 +1,256 @@
+"""TorchScript by trace and by script: `torch.jit.trace`, `torch.jit.script`, saved and loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion
+from pytest_torchexport.backends.sharing import share_parameters
+from pytest_torchexport.backends.tracer_warnings import capture
+from pytest_torchexport.errors import ConventionError
+from pytest_torchexport.outcome import NotChecked
+from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.call import Call, as_module, bind, signature_of
+from pytest_torchexport.subject.state import identical, script_attributes, write_script_attributes
+
+
+@dataclass
+class _Program:
+    """A TorchScript program before it is saved, with how it is called."""
+
+    scripted: Any
+    convention: _Convention
+    suspicions: list[Suspicion]
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """How a call of the model becomes a call of the program.
+
+    Attributes:
+        style: `as given` passes the arguments on; `filled` passes every argument by name, with the defaults that a
+            function loses when it is saved; `by name` passes the tensor arguments as keywords; `flat` passes every
+            tensor of the call by position.
+        fixed: the values that the trace holds as constants, by argument or path.
+        names: the arguments of a call by name.
+    """
+
+    style: str
+    fixed: Mapping[str, Any]
+    names: Callable[[Call], Mapping[str, Any]]
+
+
+class _Tensors(torch.nn.Module):
+    """The model as a function of its tensors alone; everything else in the call is constant."""
+
+    def __init__(self, model: torch.nn.Module, call: Call) -> None:
+        super().__init__()
+        self.model = model
+        self._call = (call.args, dict(call.kwargs))
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """Call the model with the tensors put into the places of the example's."""
+        rest = iter(tensors)
+        args, kwargs = containers.rebuild(
+            self._call, lambda leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf
+        )
+        return self.model(*args, **kwargs)
+
+
+def _traceable(value: Any) -> bool:
+    """Whether jit.trace takes the value as an input: a tensor, or a tuple, list or dict of such."""
+    if isinstance(value, torch.Tensor):
+        return True
+    if type(value) in (tuple, list) and value:
+        return all(_traceable(part) for part in value)
+    return type(value) is dict and bool(value) and all(isinstance(part, torch.Tensor) for part in value.values())
+
+
+class _ScriptExported(Exported):
+    """A loaded TorchScript program."""
+
+    def __init__(self, loaded: Any, program: _Program) -> None:
+        super().__init__()
+        self._loaded = loaded
+        self._convention = program.convention
+        self._prefix = f"{program.owner}." if program.owner else ""
+        self.suspicions = program.suspicions
+        if program.convention.fixed:
+            names = ", ".join(program.convention.fixed)
+            self.not_checked.append(NotChecked(f"other values of {names}", "the trace holds them as constants"))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._convention.style == "as given":
+            return self._loaded(*args, **kwargs)
+        call = Call(args, kwargs)
+        if self._convention.style == "filled":
+            return self._loaded(**self._convention.names(call))
+        named = self._convention.names(call)
+        self._check_fixed(named)
+        if self._convention.style == "by name":
+            return self._loaded(**{name: value for name, value in named.items() if name not in self._convention.fixed})
+        return self._loaded(*(tensor for _, tensor in containers.tensors((args, kwargs))))
+
+    def _check_fixed(self, named: Mapping[str, Any]) -> None:
+        leaves = _leaves(named)
+        for path, value in self._convention.fixed.items():
+            now = leaves.get(path, value)
+            if not identical(now, value):
+                reason = f"argument {path!r} is a constant of the trace: {value!r}, the call passes {_short(now)}"
+                raise ConventionError(path, reason)
+        extra = [p for p in leaves if p not in self._convention.fixed and not isinstance(leaves[p], torch.Tensor)]
+        if extra:
+            reason = f"argument {extra[0]!r} was a tensor or left out when the model was traced, and is now another"
+            raise ConventionError(extra[0], reason)
+
+    def read_state(self) -> dict[str, Any] | None:
+        if not isinstance(self._loaded, torch.nn.Module):
+            return {}
+        state: dict[str, Any] = dict(self._loaded.named_buffers()) | script_attributes(self._loaded)
+        return {name.removeprefix(self._prefix): value for name, value in state.items()}
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        super().write_state(state)
+        if isinstance(self._loaded, torch.nn.Module):
+            write_script_attributes(self._loaded, {self._prefix + name: value for name, value in state.items()})
+
+    def parameters(self) -> dict[str, torch.Tensor] | None:
+        if not isinstance(self._loaded, torch.nn.Module):
+            return {}
+        return {name.removeprefix(self._prefix): p for name, p in self._loaded.named_parameters()}
+
+
+def _leaves(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: leaf for name, value in named.items() for path, leaf in containers.leaves(value, name)}
+
+
+def _short(value: Any) -> str:
+    return containers.describe(value, 60)
+
+
+@dataclass(frozen=True)
+class _TorchScript(Backend):
+    """What trace and script have in common.
+
+    Args:
+        freeze: run `torch.jit.freeze`: parameters and attributes become constants.
+        optimize_for_inference: run `torch.jit.optimize_for_inference`, which freezes too.
+    """
+
+    structure: ClassVar[Structure] = Structure.SCRIPT
+    gradients: ClassVar[bool] = True
+
+    freeze: bool = False
+    optimize_for_inference: bool = False
+
+    def save(self, program: _Program, directory: Path) -> Path | None:
+        """Write `model.pt` with `torch.jit.save`."""
+        path = directory / "model.pt"
+        with capture():
+            torch.jit.save(program.scripted, path)
+        program.scripted = None
+        return path
+
+    def load(self, program: _Program, path: Path | None, request: ExportRequest) -> Exported:
+        """Read `model.pt` back; its parameters become views of the model's own where they have the same bits."""
+        with capture():
+            loaded = torch.jit.load(path, map_location=request.device)
+            if self.optimize_for_inference:
+                # Its operators cannot be serialised: what is saved is frozen, and optimised where it is loaded.
+                loaded = torch.jit.optimize_for_inference(loaded)
+        if isinstance(request.model, torch.nn.Module) and isinstance(loaded, torch.nn.Module):
+            share_parameters(loaded, request.model, prefix=program.owner)
+        return _ScriptExported(loaded, program)
+
+    def _finish(self, scripted: Any) -> Any:
+        if self.freeze or self.optimize_for_inference:
+            return torch.jit.freeze(scripted)
+        return scripted
+
+
+@dataclass(frozen=True)
+class Trace(_TorchScript):
+    """`torch.jit.trace`, saved with `torch.jit.save` and loaded again.
+
+    Args:
+        strict: passed to `torch.jit.trace`; False lets it record lists and dicts in the output.
+    """
+
+    name: ClassVar[str] = "trace"
+
+    strict: bool = True
+
+    def export(self, request: ExportRequest) -> _Program:
+        """Trace the model on the example; what is no tensor in the call becomes a constant of the trace."""
+        call = request.example
+        with capture() as suspicions, torch.set_grad_enabled(request.grad):
+            scripted, convention, owner = self._trace(request.model, call)
+            finished = self._finish(scripted)
+        return _Program(finished, convention, suspicions, owner)
+
+    def _trace(self, model: Callable[..., Any], call: Call) -> tuple[Any, _Convention, str]:
+        def names(some: Call) -> Mapping[str, Any]:
+            return bind(model, some)
+
+        options: dict[str, Any] = {"check_trace": False, "strict": self.strict}
+        if not call.kwargs and call.args and all(_traceable(arg) for arg in call.args):
+            return torch.jit.trace(model, call.args, **options), _Convention("as given", {}, names), ""
+        named = bind(model, call)
+        constants = {name: value for name, value in named.items() if not _traceable(value)}
+        if _can_go_by_name(model, call) and all(_is_default(model, n, v) for n, v in constants.items()):
+            tensors = {name: value for name, value in named.items() if name not in constants}
+            if tensors:
+                traced = torch.jit.trace(model, example_kwarg_inputs=tensors, **options)
+                return traced, _Convention("by name", constants, names), ""
+        wrapped = _Tensors(as_module(model), call)
+        tensors_only = tuple(tensor for _, tensor in containers.tensors((call.args, dict(call.kwargs))))
+        wrapped.training = wrapped.model.training
+        traced = torch.jit.trace(wrapped, tensors_only, **options)
+        fixed = {path: leaf for path, leaf in _leaves(named).items() if not isinstance(leaf, torch.Tensor)}
+        return traced, _Convention("flat", fixed, names), "model"
+
+
+def _can_go_by_name(model: Callable[..., Any], call: Call) -> bool:
+    """Whether every argument of the call has a parameter of its own that takes a keyword."""
+    signature = signature_of(model)
+    if signature is None or not isinstance(model, torch.nn.Module):
+        return False
+    # jit.trace does not know keyword-only parameters.
+    keyword = {n for n, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    return set(bind(model, call)) <= keyword
+
+
+def _is_default(model: Callable[..., Any], name: str, value: Any) -> bool:
+    signature = signature_of(model)
+    return signature is not None and identical(signature.parameters[name].default, value)
+
+
+@dataclass(frozen=True)
+class Script(_TorchScript):
+    """`torch.jit.script`, saved with `torch.jit.save` and loaded again."""
+
+    name: ClassVar[str] = "script"
+
+    def export(self, request: ExportRequest) -> _Program:
+        """Compile the model's source to TorchScript."""
+        with capture() as suspicions:
+            scripted = self._finish(torch.jit.script(request.model))
+        convention = _Convention("as given", {}, dict)
+        if not isinstance(scripted, torch.nn.Module):
+            convention = _Convention("filled", {}, lambda call: _with_defaults(request.model, call))
+        return _Program(scripted, convention, suspicions)
+
+
+def _with_defaults(model: Callable[..., Any], call: Call) -> Mapping[str, Any]:
+    signature = signature_of(model)
+    if signature is None:
+        return bind(model, call)
+    bound = signature.bind(*call.args, **call.kwargs)
+    bound.apply_defaults()
+    return bound.arguments

@@ -1,0 +1,159 @@
+"""Compare what two programs did: outputs, arguments changed in place, state, gradients. Every leaf, not the first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_torchexport.backends.base import Structure
+from pytest_torchexport.compare.tolerance import Tolerance, compare_leaf
+from pytest_torchexport.compare.tree import pair
+from pytest_torchexport.outcome import Cause, Leaf
+from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.call import Call
+from pytest_torchexport.subject.run import Record
+from pytest_torchexport.subject.state import identical
+
+
+@dataclass
+class Comparison:
+    """All leaf comparisons of one input.
+
+    Attributes:
+        leaves: every comparison, agreeing or not.
+        left_out: paths of eager's outputs that the backend's calling convention cannot carry.
+        unread: names of Python attributes that eager changes and the program does not carry.
+    """
+
+    leaves: list[Leaf] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+    @property
+    def disagreeing(self) -> list[Leaf]:
+        """The leaves that differ."""
+        return [leaf for leaf in self.leaves if not leaf.agrees]
+
+
+@dataclass(frozen=True)
+class StateView:
+    """The two starting states, by name, and which of eager's entries are buffers.
+
+    Attributes:
+        eager: eager's state before the calls.
+        exported: the loaded program's state before the calls; None if it cannot be read.
+        buffers: names in `eager` that are registered buffers.
+    """
+
+    eager: Mapping[str, Any]
+    exported: Mapping[str, Any] | None
+    buffers: frozenset[str]
+
+
+def compare_records(
+    expected: Record,
+    actual: Record,
+    calls: tuple[Call, ...],
+    *,
+    structure: Structure,
+    states: StateView,
+    names: Callable[[Call], Mapping[str, Any]],
+    tolerance: Tolerance | None,
+) -> Comparison:
+    """Compare an exported program's record with eager's on the same calls.
+
+    Args:
+        expected: eager's record.
+        actual: the exported program's, without an error.
+        calls: the calls as they were before they ran.
+        structure: what the program's outputs keep of eager's structure.
+        states: the two starting states.
+        names: a call's arguments by name.
+        tolerance: None takes the defaults by dtype.
+    """
+    comparison = Comparison()
+    for index, (ours, theirs) in enumerate(zip(expected.outputs, actual.outputs, strict=True)):
+        root = "output" if len(calls) == 1 else f"call {index + 1} output"
+        pairs = pair(ours, theirs, structure, root)
+        comparison.leaves += pairs.problems
+        comparison.left_out += pairs.left_out
+        comparison.leaves += [compare_leaf(path, one, other, tolerance) for path, one, other in pairs.leaves]
+    for index, before in enumerate(calls):
+        prefix = "argument" if len(calls) == 1 else f"call {index + 1} argument"
+        after = (names(expected.arguments[index]), names(actual.arguments[index]))
+        comparison.leaves += _compare_arguments(prefix, names(before), *after, tolerance)
+    _compare_states(comparison, expected, actual, states, tolerance)
+    comparison.leaves += _compare_gradients(expected, actual, tolerance)
+    return comparison
+
+
+def _compare_arguments(
+    prefix: str,
+    before: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    tolerance: Tolerance | None,
+) -> list[Leaf]:
+    """Compare the arguments that eager or the program changed in place; the others need no mention."""
+    found = []
+    for name in before:
+        start = dict(containers.leaves(before[name], name))
+        one, other = dict(containers.leaves(ours[name], name)), dict(containers.leaves(theirs[name], name))
+        for path in dict.fromkeys([*one, *other]):
+            mine, his = one.get(path), other.get(path)
+            eager_changes = path not in start or path not in one or not identical(start[path], mine)
+            program_changes = path not in start or path not in other or not identical(start[path], his)
+            if not (eager_changes or program_changes):
+                continue
+            leaf = compare_leaf(f"{prefix} {path}", mine, his, tolerance)
+            if not leaf.agrees and eager_changes != program_changes:
+                who = "eager changes it in place, the exported program does not"
+                if program_changes:
+                    who = "the exported program changes it in place, eager does not"
+                leaf = dataclasses.replace(leaf, cause=Cause.LOST_MUTATION, reason=who)
+            found.append(leaf)
+    return found
+
+
+def _compare_states(
+    comparison: Comparison, expected: Record, actual: Record, states: StateView, tolerance: Tolerance | None
+) -> None:
+    if states.exported is None:
+        comparison.unread += list(expected.state)
+        return
+    for name in dict.fromkeys([*expected.state, *actual.state]):
+        path = f"state {name}"
+        ours = expected.state.get(name, states.eager.get(name))
+        if name not in states.exported and name not in actual.state:
+            if name in states.buffers:
+                reason = "eager changes this buffer, the exported program does not carry it"
+                shown = containers.describe(ours)
+                comparison.leaves.append(
+                    Leaf(path, agrees=False, cause=Cause.LOST_STATE, reason=reason, expected=shown, actual="not there")
+                )
+            else:
+                comparison.unread.append(name)
+            continue
+        if name not in states.eager and name not in expected.state:
+            continue
+        leaf = compare_leaf(path, ours, actual.state.get(name, states.exported.get(name)), tolerance)
+        if not leaf.agrees and (name in expected.state) != (name in actual.state):
+            who = "eager changes it, the exported program does not"
+            if name in actual.state:
+                who = "the exported program changes it, eager does not"
+            leaf = dataclasses.replace(leaf, cause=Cause.LOST_STATE, reason=who)
+        comparison.leaves.append(leaf)
+
+
+def _compare_gradients(expected: Record, actual: Record, tolerance: Tolerance | None) -> list[Leaf]:
+    """Compare gradients by name; one that is left out counts as zero, as autograd users take it."""
+    found = []
+    for name in dict.fromkeys([*expected.gradients, *actual.gradients]):
+        ours, theirs = expected.gradients.get(name), actual.gradients.get(name)
+        some = ours if ours is not None else theirs
+        assert some is not None
+        zero = some.new_zeros(some.shape)
+        found.append(compare_leaf(name, zero if ours is None else ours, zero if theirs is None else theirs, tolerance))
+    return found

@@ -1,0 +1,50 @@
+"""Whose line is it: the user's source lines among the frames of torch, of the exporters and of this package."""
+
+from __future__ import annotations
+
+import linecache
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from pytest_torchexport.outcome import Location
+
+_MACHINERY = frozenset(
+    "functorch jinja2 ml_dtypes mpmath networkx numpy onnx onnx_ir onnxruntime onnxscript pluggy _pytest pytest sympy "
+    "torch torchgen triton typing_extensions.py".split()
+)
+"""Installed packages in which an exporter runs. Every other package (a model library) counts as the user's code."""
+
+_ROOTS = tuple(
+    str(folder)
+    for folder in (
+        Path(torch.__file__).parent,
+        Path(__file__).parent.parent,
+        sysconfig.get_path("stdlib"),
+    )
+)
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def is_users(filename: str) -> bool:
+    """Whether a file holds code that the user can act on: it is no part of torch, an exporter or Python itself."""
+    if filename.startswith("<"):
+        return False
+    path = Path(filename)
+    installed = next((i for i, part in enumerate(path.parts) if part in _INSTALLED), None)
+    if installed is not None:
+        return path.parts[installed + 1] not in _MACHINERY and not filename.startswith(_ROOTS[1])
+    return not filename.startswith(_ROOTS)
+
+
+def locate(filename: str, line: int) -> Location:
+    """The location with its source text, read from the file."""
+    return Location(str(Path(filename).absolute()), line, linecache.getline(filename, line).strip())
+
+
+def innermost(frames: Iterable[tuple[str, int | None]]) -> Location | None:
+    """The last of the frames (file, line; outermost first) that is the user's, or None if none is."""
+    found = [(filename, line) for filename, line in frames if line is not None and is_users(filename)]
+    return locate(*found[-1]) if found else None
