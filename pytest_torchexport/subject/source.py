@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import linecache
 import sysconfig
-from collections.abc import Iterable
+import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from pytest_torchexport.outcome import Location
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _MACHINERY = frozenset(
-    "functorch jinja2 ml_dtypes mpmath networkx numpy onnx onnx_ir onnxruntime onnxscript pluggy _pytest pytest sympy "
-    "torch torchgen triton typing_extensions.py".split()
+    (
+        *("functorch", "jinja2", "ml_dtypes", "mpmath", "networkx", "numpy", "onnx", "onnx_ir", "onnxruntime"),
+        *("onnxscript", "pluggy", "_pytest", "pytest", "sympy", "torch", "torchgen", "triton", "typing_extensions.py"),
+    )
 )
 """Installed packages in which an exporter runs. Every other package (a model library) counts as the user's code."""
 
@@ -48,3 +54,8 @@ def innermost(frames: Iterable[tuple[str, int | None]]) -> Location | None:
     """The last of the frames (file, line; outermost first) that is the user's, or None if none is."""
     found = [(filename, line) for filename, line in frames if line is not None and is_users(filename)]
     return locate(*found[-1]) if found else None
+
+
+def of_exception(error: BaseException) -> Location | None:
+    """The user's innermost line in the exception's traceback."""
+    return innermost((frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__))
