@@ -1,0 +1,340 @@
+"""An ONNX file as a program: run by ONNX Runtime, its inputs matched by name with the arguments of a call.
+
+A graph has a flat list of named inputs, a call has nested arguments. Which is which is decided once, at export, and
+written beside the file; from then on the file and that table are all that is run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pytest_torchexport.backends.base import Exported, ExportRequest, FlatOutput
+from pytest_torchexport.errors import ConventionError
+from pytest_torchexport.outcome import NotChecked
+from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.call import Call, positional_names, signature_of
+from pytest_torchexport.subject.state import identical
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+INSTALL = "pip install 'pytest-torchexport[onnx]'"
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# Number of the element type in an ONNX file, and the type whose bits numpy can hold in its place.
+_TYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
+    torch.float32: (1, torch.int32),
+    torch.uint8: (2, torch.uint8),
+    torch.int8: (3, torch.int8),
+    torch.uint16: (4, torch.int16),
+    torch.int16: (5, torch.int16),
+    torch.int32: (6, torch.int32),
+    torch.int64: (7, torch.int64),
+    torch.bool: (9, torch.uint8),
+    torch.float16: (10, torch.int16),
+    torch.float64: (11, torch.int64),
+    torch.uint32: (12, torch.int32),
+    torch.uint64: (13, torch.int64),
+    torch.bfloat16: (16, torch.int16),
+    torch.float8_e4m3fn: (17, torch.uint8),
+    torch.float8_e4m3fnuz: (18, torch.uint8),
+    torch.float8_e5m2: (19, torch.uint8),
+    torch.float8_e5m2fnuz: (20, torch.uint8),
+}
+_DTYPE = {number: dtype for dtype, (number, _) in _TYPES.items()}
+
+# How ONNX Runtime spells the element types that a Python number can be given as.
+_NUMBERS = {
+    "tensor(bool)": torch.bool,
+    "tensor(int32)": torch.int32,
+    "tensor(int64)": torch.int64,
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+}
+
+
+def unavailable(device: torch.device, provider: str | None, needed: tuple[str, ...]) -> str | None:
+    """Why ONNX Runtime cannot run on the device here, with the remedy; None if it can.
+
+    Args:
+        device: where the program has to run.
+        provider: the execution provider that the user asks for; None for the device's own.
+        needed: the packages that the exporter needs, besides ONNX Runtime.
+    """
+    missing = [name for name in (*needed, "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed: {INSTALL}"
+    if provider is None and device.type not in _PROVIDERS:
+        return f"ONNX Runtime has no execution provider of its own for device {device}: use cpu or cuda"
+    import onnxruntime  # noqa: PLC0415 - an extra
+
+    wanted, here = provider or _PROVIDERS[device.type], onnxruntime.get_available_providers()
+    if wanted in here:
+        return None
+    remedy = "uninstall onnxruntime and pip install onnxruntime-gpu" if wanted == _PROVIDERS["cuda"] else "choose one"
+    return f"this onnxruntime {onnxruntime.__version__} has no {wanted} (it has {', '.join(here)}): {remedy}"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One part of a call that is no container: the argument that it belongs to, its path from there, its value."""
+
+    argument: str
+    path: str
+    value: Any
+
+    @property
+    def key(self) -> str:
+        """The name under which it is kept: `d['b'][0]`."""
+        return self.argument + self.path
+
+
+def leaves(model: Any, call: Call, *, defaults: bool = False) -> list[Leaf]:
+    """The leaves of a call in its own order: positional arguments, then keywords as they are passed.
+
+    Args:
+        model: the model, for the names of the positional arguments.
+        call: the call.
+        defaults: add the default values of arguments that the call leaves out, behind the others.
+    """
+    named = dict(zip(positional_names(model, call), call.args, strict=True)) | dict(call.kwargs)
+    if defaults and (signature := signature_of(model)) is not None:
+        for name, parameter in signature.parameters.items():
+            if parameter.default is not parameter.empty:
+                named.setdefault(name, parameter.default)
+    return [Leaf(name, path, leaf) for name, value in named.items() for path, leaf in containers.leaves(value)]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a call of the model becomes a run of the graph, and what its outputs stand for.
+
+    Attributes:
+        inputs: name of the graph's input, by the key of the argument's leaf.
+        complex_inputs: names of the inputs that hold a complex tensor as pairs of real numbers.
+        outputs: what each of the graph's outputs is to eager: `tensor`, `complex` (pairs of real numbers), or
+            `number` (a Python number that is computed at run time). Empty if all are tensors.
+    """
+
+    inputs: dict[str, str]
+    complex_inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+    def write(self, model: Path) -> None:
+        """Write it beside the ONNX file."""
+        model.with_suffix(".interface.json").write_text(json.dumps(asdict(self), indent=1), "utf-8")
+
+    @classmethod
+    def read(cls, model: Path) -> Interface:
+        """Read what `write` wrote beside the ONNX file."""
+        return cls(**json.loads(model.with_suffix(".interface.json").read_text("utf-8")))
+
+
+class OnnxProgram(Exported):
+    """An ONNX file in an ONNX Runtime session.
+
+    Args:
+        path: the file; its interface and its external data lie beside it.
+        request: what was exported.
+        provider: the execution provider that the user asks for; None for the device's own.
+    """
+
+    def __init__(self, path: Path, request: ExportRequest, provider: str | None) -> None:
+        super().__init__()
+        self._device = request.device
+        self._model = request.model
+        self._interface = Interface.read(path)
+        self._fixed = {
+            leaf.key: leaf
+            for leaf in leaves(request.model, request.example, defaults=True)
+            if leaf.key not in self._interface.inputs
+        }
+        self._session = _open(path, request.device, provider)
+        self._types = {one.name: one.type for one in self._session.get_inputs()}
+        self._names = [one.name for one in self._session.get_outputs()]
+        self._sequences = any("seq(" in one.type for one in (*self._session.get_inputs(), *self._session.get_outputs()))
+        self.details.update(_facts(path), **_runtime_facts(self._session))
+        self._account()
+
+    def _account(self) -> None:
+        known = set(self._interface.inputs.values())
+        if orphans := [name for name in self._types if name not in known]:
+            msg = f"the graph asks for {', '.join(orphans)}, which belongs to no argument of the model"
+            raise RuntimeError(msg)
+        pruned = [key for key, name in self._interface.inputs.items() if name not in self._types]
+        if pruned:
+            why = "the exporter removed it from the graph, which does not depend on it; the program ignores its value"
+            self.not_checked += [NotChecked(f"argument {key}", why) for key in pruned]
+        if self._fixed:
+            what = f"other values of {', '.join(self._fixed)}"
+            self.not_checked.append(NotChecked(what, "the export fixed them: an ONNX graph takes tensors only"))
+        if self._interface.complex_inputs or "complex" in self._interface.outputs:
+            self.details["complex"] = "passed as pairs of real numbers, ONNX has no complex tensors"
+        self.not_checked += _fallback(self._session, self.details["provider"], self.details)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> FlatOutput:
+        """Run the graph once.
+
+        Returns:
+            The graph's outputs in its order. One that eager computes as a Python number is a number here too, one
+            that eager has as a complex tensor is complex again.
+
+        Raises:
+            ConventionError: an argument differs from what the export fixed, or is missing.
+        """
+        feeds = self._feeds(leaves(self._model, Call(args, kwargs), defaults=True))
+        if self._sequences:
+            # Only the plain call can carry sequences.
+            plain = {name: _numpy(value) for name, value in feeds.items()}
+            results = [_from_numpy(value, self._device) for value in self._session.run(None, plain)]
+        else:
+            values = {name: _ort_value(value) for name, value in feeds.items()}
+            results = [_tensor(value, self._device) for value in self._session.run_with_ort_values(None, values)]
+        kinds = self._interface.outputs or ["tensor"] * len(results)
+        named: dict[str, Any] = {}
+        for name, result, kind in zip(self._names, results, kinds, strict=True):
+            named[_unused(name, named)] = _as_eager(result, kind)
+        return FlatOutput(named)
+
+    def _feeds(self, given: list[Leaf]) -> dict[str, Any]:
+        inputs = self._interface.inputs
+        found: dict[str, Leaf] = {leaf.key: leaf for leaf in given}
+        for leaf in given:
+            if leaf.key in inputs:
+                if leaf.value is None or isinstance(leaf.value, str):
+                    raise _cannot(leaf, "is a tensor of the ONNX graph, which has no optional inputs")
+            elif leaf.key not in self._fixed:
+                raise _cannot(leaf, "was not there when the model was exported, the ONNX graph has no input for it")
+            elif not identical(leaf.value, fixed := self._fixed[leaf.key].value):
+                raise _cannot(leaf, f"was {containers.describe(fixed, 60)} at export, which fixed it: not an input")
+        for key in inputs:
+            if key not in found:
+                reason = f"argument {key} is an input of the ONNX graph and has to be passed: inputs are not optional"
+                raise ConventionError(key, reason)
+        return {name: self._feed(found[key].value, name) for key, name in inputs.items() if name in self._types}
+
+    def _feed(self, value: Any, name: str) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._feed(part, name) for part in value]
+        tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=_NUMBERS[self._types[name]])
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+        return torch.view_as_real(tensor) if name in self._interface.complex_inputs else tensor
+
+    def close(self) -> None:
+        """Release the session with its weights."""
+        del self._session
+
+
+def _cannot(leaf: Leaf, why: str) -> ConventionError:
+    reason = f"argument {leaf.key} {why}; the call passes {containers.describe(leaf.value, 60)}"
+    return ConventionError(leaf.argument, reason)
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    """The name, or with a number behind it: a graph may give out one value several times under one name."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}#{number}"
+    return free
+
+
+def _as_eager(result: Any, kind: str) -> Any:
+    if kind == "number":
+        return result.item()
+    return torch.view_as_complex(result.contiguous()) if kind == "complex" else result
+
+
+def _ort_value(tensor: torch.Tensor) -> Any:
+    import onnxruntime  # noqa: PLC0415 - an extra
+
+    number, bits = _TYPES[tensor.dtype]
+    held = tensor.cpu().contiguous().view(bits).numpy()
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(held, number)
+
+
+def _tensor(value: Any, device: torch.device) -> torch.Tensor:
+    """A copy of an output: byte by byte, since numpy does not know every element type."""
+    dtype, shape = _DTYPE[value.element_type()], list(value.shape())
+    tensor = torch.empty(shape, dtype=dtype)
+    ctypes.memmove(tensor.data_ptr(), value.data_ptr(), tensor.nbytes)
+    return tensor.to(device)
+
+
+def _numpy(value: Any) -> Any:
+    return [_numpy(part) for part in value] if isinstance(value, list) else value.cpu().contiguous().numpy()
+
+
+def _from_numpy(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_from_numpy(part, device) for part in value]
+    return torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape).to(device)
+
+
+def _open(path: Path, device: torch.device, provider: str | None) -> Any:
+    import onnxruntime  # noqa: PLC0415 - an extra
+
+    wanted = provider or _PROVIDERS[device.type]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    own = {"device_id": str(device.index or 0)} if wanted == _PROVIDERS["cuda"] else {}
+    # Without this, a provider that fails is replaced by the CPU, which says so on stdout only.
+    session = onnxruntime.InferenceSession(str(path), options, providers=[(wanted, own)], enable_fallback=0)
+    session.disable_fallback()
+    ran = session.get_providers()[0]
+    if ran != wanted:
+        msg = f"ONNX Runtime was asked for {wanted} and runs on {ran}: its libraries are missing or do not fit"
+        raise RuntimeError(msg)
+    return session
+
+
+def _fallback(session: Any, provider: str, details: dict[str, Any]) -> list[NotChecked]:
+    """What ran elsewhere than on the provider: an operator that a provider lacks runs on the CPU, silently."""
+    if provider == _PROVIDERS["cpu"]:
+        return []
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return [NotChecked(f"which nodes ran on {provider}", "this version of onnxruntime does not tell")]
+    counts: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    details["nodes by provider"] = counts
+    if counts and provider not in counts:
+        msg = f"no node of the graph runs on {provider}: all fell back to {', '.join(counts)}"
+        raise RuntimeError(msg)
+    total = sum(counts.values())
+    why = f"{provider} has no kernel for them, or they compute shapes"
+    return [
+        NotChecked(f"{count} of {total} nodes on {provider}", f"they ran on {name}: {why}")
+        for name, count in counts.items()
+        if name != provider
+    ]
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    import onnx  # noqa: PLC0415 - an extra
+
+    proto = onnx.load(str(path), load_external_data=False)
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
+    return {
+        "opset": opsets.pop("ai.onnx", None),
+        "other opsets": opsets,
+        "ir_version": proto.ir_version,
+        "nodes": len(proto.graph.node),
+    }
+
+
+def _runtime_facts(session: Any) -> dict[str, Any]:
+    import onnxruntime  # noqa: PLC0415 - an extra
+
+    return {"provider": session.get_providers()[0], "onnxruntime": onnxruntime.__version__}
