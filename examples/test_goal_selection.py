@@ -1,9 +1,9 @@
 """Goal selection in the style of DenseTNT, a motion forecaster for driving: which of many goals will a car head for?
 
-The network scores candidate goals on the map; then the best are picked one after the other, leaving out those too near to
-one already picked. That last part is control flow: a loop, a set of tensors that grows, a dictionary. It is scripted, and
-the module around it is traced, with `strict=False` because it returns a dictionary. `optimize_for_inference` then folds
-constants and fuses layers, one more step on which a model can go wrong without an error.
+The network scores candidate goals on the map; then the best are picked one after the other, leaving out those too near
+to one already picked. That last part is control flow: a loop, a set of tensors that grows, a dictionary. It is scripted,
+and the module around it is traced, with `strict=False` because it returns a dictionary. `optimize_for_inference` then
+folds constants and fuses layers, one more step on which a model can go wrong without an error.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from pytest_torchexport import Trace, floats
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.:DeprecationWarning")
 
 
-def select_goals(
-    goals: torch.Tensor, scores: torch.Tensor, radius: float, most: int
-) -> dict[str, torch.Tensor]:
+def select_goals(goals: torch.Tensor, scores: torch.Tensor, radius: float, most: int) -> dict[str, torch.Tensor]:
     """The goals of the highest scores, at most `most`, no two of them within the radius."""
     selected = {"goals": goals[:0], "scores": scores[:0]}
     for index in torch.argsort(scores, descending=True, stable=True):

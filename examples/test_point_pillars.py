@@ -1,8 +1,8 @@
 """PointPillars, object detection in lidar point clouds, to ONNX with a dynamic number of pillars.
 
-Points are grouped into pillars on a grid seen from above. Each pillar becomes a feature vector, the vectors are scattered
-to their places in an image, and a 2-D network finds objects in it. How many pillars have points differs from scan to scan,
-so that dimension is dynamic in three inputs at once.
+Points are grouped into pillars on a grid seen from above. Each pillar becomes a feature vector, the vectors are
+scattered to their places in an image, and a 2-D network finds objects in it. How many pillars have points differs from
+scan to scan, so that dimension is dynamic in three inputs at once.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """SRCNN with the upscale factor as an input: the naive export freezes the factor, a custom ONNX `Resize` does not.
 
-PyTorch's `interpolate` takes the factor as a Python number. A number read out of a tensor is a constant to a tracer: the
-exported model accepts the second input and ignores it. ONNX itself has no such limit, its `Resize` reads the scales from a
-tensor. So the export is taught to write that operator: once for the exporter that goes through TorchScript, where an
-`autograd.Function` brings its own `symbolic`, and once for the one that goes through torch.export, where a custom operator
-is translated by a table.
+PyTorch's `interpolate` takes the factor as a Python number. A number read out of a tensor is a constant to a tracer:
+the exported model scales by the example's factor, whatever it is given. ONNX itself has no such limit, its `Resize`
+reads the scales from a tensor. So the export is taught to write that operator: once for the exporter that goes through
+TorchScript, where an `autograd.Function` brings its own `symbolic`, and once for the one that goes through torch.export,
+where a custom operator is translated by a table.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from onnxscript import FLOAT
+from onnxscript import opset18 as op
 from torch import nn
 from torch.nn import functional
 
@@ -68,8 +70,6 @@ def _(image: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def translate_resize(image: Any, factor: Any) -> Any:
     """`srcnn::resize` in ONNX, written with onnxscript."""
-    from onnxscript import FLOAT, opset18 as op
-
     scales = op.Concat(
         op.Constant(value_floats=[1.0, 1.0]),
         op.Expand(op.Cast(factor, to=FLOAT.dtype), op.Constant(value_ints=[2])),

@@ -1,8 +1,8 @@
 """Two models from Hugging Face's `transformers`, tiny and with random weights: BERT, and a decoder with a KV cache.
 
 BERT returns a `ModelOutput`, a dictionary that can be indexed like a tuple; the comparison knows both. The decoder is
-exported for one step of generation: it takes the keys and values of the tokens so far and returns them with those of the
-new token, so the length of the past is dynamic, and the cache an input and an output.
+exported for one step of generation: it takes the keys and values of the tokens so far, of any number, and returns them
+together with those of the new token.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pytest_torchexport import integers
+from pytest_torchexport import Export, integers
 
 transformers = pytest.importorskip("transformers")
 
 VOCABULARY = 100
 
 
-@pytest.mark.export_equivalent(backends=["trace", "compile", "export", "onnx"])
-def test_bert(export_check):
+LENGTH = Dim("length", min=2, max=16)
+BERT_INPUTS = {"input_ids": integers(0, VOCABULARY - 1), "attention_mask": integers(0, 1)}
+BERT_SHAPES = {"input_ids": {1: LENGTH}, "attention_mask": {1: LENGTH}}
+
+
+def bert() -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -29,15 +33,32 @@ def test_bert(export_check):
         intermediate_size=64,
         max_position_embeddings=32,
     )
-    model = transformers.BertModel(config).eval()
-    length = Dim("length", min=2, max=16)
-    example = {"input_ids": torch.randint(0, VOCABULARY, (2, 8)), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
-    export_check(
-        model,
-        kwargs=example,
-        inputs={"input_ids": integers(0, VOCABULARY - 1), "attention_mask": integers(0, 1)},
-        dynamic_shapes={"input_ids": {1: length}, "attention_mask": {1: length}},
-    )
+    return transformers.BertModel(config).eval()
+
+
+def tokens(masked: int = 0) -> dict[str, torch.Tensor]:
+    """A batch of two sequences, with so many tokens of the first one masked."""
+    mask = torch.ones(2, 8, dtype=torch.long)
+    mask[0, 8 - masked :] = 0
+    return {"input_ids": torch.randint(0, VOCABULARY, (2, 8)), "attention_mask": mask}
+
+
+def no_empty_sequence(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
+    return bool(attention_mask.any(dim=1).all())
+
+
+@pytest.mark.export_equivalent(backends=["trace", "compile", "export", "onnx"])
+def test_bert(export_check):
+    export_check(bert(), kwargs=tokens(), inputs=BERT_INPUTS, dynamic_shapes=BERT_SHAPES, assume=no_empty_sequence)
+
+
+# Why `assume` is there: without it, the inputs include a sequence of which every token is masked. Attention to nothing is
+# zero in PyTorch, but the average of all values in the ONNX model. Whether that matters is for the author to say.
+@pytest.mark.export_equivalent(
+    backends=["trace", "onnx"], xfail={"onnx": "with every token masked, attention is the average, not zero"}
+)
+def test_bert_with_empty_sequence(export_check):
+    export_check(bert(), kwargs=tokens(masked=8), inputs=BERT_INPUTS, dynamic_shapes=BERT_SHAPES)
 
 
 class DecoderStep(nn.Module):
@@ -55,7 +76,8 @@ class DecoderStep(nn.Module):
         return out.logits, tuple((layer.keys, layer.values) for layer in out.past_key_values.layers)
 
 
-@pytest.mark.export_equivalent(backends=["trace", "compile", "export", "onnx"])
+# Strict, because torch.export's other mode fails to prove a relation between the lengths that a named dimension asks for.
+@pytest.mark.export_equivalent(backends=["trace", "compile", Export(strict=True), "onnx"])
 def test_decoder_with_cache(export_check):
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
