@@ -85,6 +85,19 @@ def rebuild(value: Any, change: Callable[[Any], Any], memo: dict[int, Any] | Non
     return copy
 
 
+def replace(value: Any, at: Mapping[Path, Any], root: Path = "") -> Any:
+    """The value with what stands at the given full paths replaced; what is not touched is shared, not copied."""
+    if root in at:
+        return at[root]
+    parts = children(value)
+    if parts is None:
+        return value
+    replaced = [replace(part, at, root + step) for step, part in parts]
+    if all(new is part for new, (_, part) in zip(replaced, parts, strict=True)):
+        return value
+    return _rebuild(value, replaced)
+
+
 def _rebuild(value: Any, parts: list[Any]) -> Any:
     if isinstance(value, Mapping) and pytree.tree_is_leaf(value):
         return type(value)(zip(value, parts, strict=True))  # type: ignore[call-arg]

@@ -319,7 +319,7 @@ def _checksum(tensor: torch.Tensor) -> int:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or not tensor.numel():
         return 0
     if hasattr(torch, "hash_tensor"):
-        return int(torch.hash_tensor(tensor))
+        return int(torch.hash_tensor(tensor).view(torch.int64))
     return hash((float(tensor.sum()), float(tensor.flatten()[::7].sum())))
 
 

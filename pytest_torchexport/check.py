@@ -1,0 +1,528 @@
+"""The story of one check, top to bottom: reference, export, save, load, run, compare, diagnose."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pytest_torchexport import environment
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, FlatOutput
+from pytest_torchexport.backends.registry import make_backend
+from pytest_torchexport.compare.records import Comparison, compare_records
+from pytest_torchexport.compare.tolerance import Tolerance
+from pytest_torchexport.diagnose import keep, message
+from pytest_torchexport.diagnose.cause import Attribution, Finding, attribute
+from pytest_torchexport.diagnose.refusal import explain
+from pytest_torchexport.errors import (
+    BackendUnavailable,
+    ConventionError,
+    NotEquivalent,
+    NothingCompiled,
+    ReferenceInvalid,
+)
+from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
+from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
+from pytest_torchexport.reference import Reference, ReferenceStore, Trial, agrees_with_itself
+from pytest_torchexport.subject import containers, devices
+from pytest_torchexport.subject.call import name_of, positional_names
+from pytest_torchexport.subject.run import Record, fixed_rng
+from pytest_torchexport.subject.run import run as run_program
+from pytest_torchexport.subject.state import Snapshot, identical
+
+__all__ = [
+    "Policy",
+    "ReferenceStore",
+    "Subject",
+    "Surroundings",
+    "assert_equivalent",
+    "check",
+    "export",
+    "raise_for",
+    "run",
+]
+
+_LEAVES_KEPT = 20
+"""Disagreeing leaves that an outcome holds; a model with thousands of outputs should not fill a report."""
+
+
+@dataclass
+class Surroundings:
+    """What the caller lends the engine.
+
+    Attributes:
+        references: eager's results, shared by the checks of one test.
+        directory: scratch folder for the artifact; None makes a temporary one that is gone afterwards.
+        test: id of the test, for the report.
+        origin: id of the test function; with the seed it decides all random numbers.
+        on_stage: told each stage before it starts, so that a crash has a stage.
+        keep_in: folder for what is kept of this check.
+        keep: when it is kept.
+    """
+
+    references: ReferenceStore = field(default_factory=ReferenceStore)
+    directory: Path | None = None
+    test: str | None = None
+    origin: str = ""
+    on_stage: Callable[[Stage], None] = lambda _: None
+    keep_in: Path | None = None
+    keep: Literal["on", "off", "retain-on-failure"] = "off"
+
+
+def check(
+    model: Callable[..., Any],
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    backend: str | Backend = "trace",
+    device: str = "cpu",
+    dtype: str | None = None,
+    dynamic_shapes: Any = None,
+    inputs: Mapping[str, Any] | None = None,
+    extra_inputs: Sequence[Any] = (),
+    assume: Callable[..., bool] | None = None,
+    calls: int = 1,
+    tolerance: Tolerance | None = None,
+    n_inputs: int = 10,
+    seed: int = 0,
+    grad: bool = False,
+) -> Outcome:
+    """Export a model, run it and eager on the example and on generated inputs, and compare all they do.
+
+    Args:
+        model: a `torch.nn.Module` (in the mode, train or eval, in which it is to be exported) or a function.
+        args: positional arguments of the example call; a tuple (a single tensor stands for a tuple of one).
+        kwargs: keyword arguments of the example call.
+        backend: a name (`trace`, `script`, `compile`, `onnx`, `export`, `aoti`, `onnx-torchscript`, or one that was
+            registered), a name with options (`compile:mode=max-autotune`), or a `Backend`.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`, `xpu`. The model is placed there, and so are the arguments.
+        dtype: of floating parameters and arguments, `float32`, `float16`, `bfloat16` or `float64`; None leaves them.
+        dynamic_shapes: which dimensions may vary, in torch.export's own format. They are exported as dynamic, and
+            varied in the generated inputs.
+        inputs: domain of an argument by name: `floats(low, high)`, `integers(low, high)`, `booleans()`,
+            `sampled_from([...])`, `optional(...)`, a callable `(torch.Generator) -> value`, or a Hypothesis strategy.
+        extra_inputs: further calls to check: each a tuple of positional arguments, a dict of keyword arguments, or a
+            pair of both.
+        assume: called as the model is, returns whether a generated input is one that the model is meant for.
+        calls: length of the call sequences, for models with state.
+        tolerance: replaces the default tolerance.
+        n_inputs: number of generated inputs.
+        seed: the same seed gives the same inputs.
+        grad: compare the gradients of parameters and floating arguments too.
+
+    Returns:
+        The outcome, whatever the verdict.
+
+    Raises:
+        UsageError: an argument of this call is wrong; the message says which, and how to mend it.
+    """
+    subject = Subject(model, args, kwargs, dynamic_shapes, inputs, extra_inputs, assume, calls)
+    return run(subject, Policy(backend, device, dtype, tolerance, n_inputs, seed, grad), Surroundings())
+
+
+def assert_equivalent(model: Callable[..., Any], args: Any = (), kwargs: Any = None, **options: Any) -> Outcome:
+    """`check`, and an exception unless the program is equivalent (or the result is inconclusive).
+
+    Takes the arguments of `check`.
+
+    Raises:
+        NotEquivalent: verdict `mismatch`, `refused`, `failed` or `over-budget`.
+        ReferenceInvalid: verdict `invalid`.
+        BackendUnavailable: verdict `skipped`: nothing was compared.
+        UsageError: as `check`.
+    """
+    outcome = check(model, args, kwargs, **options)
+    raise_for(outcome)
+    return outcome
+
+
+def raise_for(outcome: Outcome) -> None:
+    """Raise what belongs to a verdict that is no pass; nothing for `equivalent` and `inconclusive`."""
+    if outcome.verdict is Verdict.INVALID:
+        raise ReferenceInvalid(outcome)
+    if outcome.verdict is Verdict.SKIPPED:
+        raise BackendUnavailable(outcome.message)
+    if outcome.failed:
+        raise NotEquivalent(outcome)
+
+
+def run(subject: Subject, policy: Policy, surroundings: Surroundings) -> Outcome:
+    """Check one subject under one policy: the story of a test item.
+
+    Raises:
+        UsageError: the call or the policy is wrong.
+    """
+    backend, device = make_backend(policy.backend), devices.parse(policy.device)
+    plan = make_plan(subject, policy, surroundings.origin)
+    story = _Story(plan, policy, surroundings, backend)
+    missing = devices.unavailable(device) or backend.unavailable(device)
+    if missing is not None:
+        return story.skipped(missing)
+    plan.place(device)
+    with _scratch(surroundings) as directory:
+        return story.tell(directory)
+
+
+def export(subject: Subject, policy: Policy, surroundings: Surroundings) -> Exported:
+    """Export, save and load a model without checking it. The artifact is in `surroundings.directory`.
+
+    Raises:
+        BackendUnavailable: the backend or device cannot be used here.
+        UsageError: the call or the policy is wrong.
+        Exception: whatever the exporter raises.
+    """
+    backend, device = make_backend(policy.backend), devices.parse(policy.device)
+    plan = make_plan(subject, policy, surroundings.origin)
+    missing = devices.unavailable(device) or backend.unavailable(device)
+    if missing is not None:
+        raise BackendUnavailable(missing)
+    plan.place(device)
+    directory = surroundings.directory or Path(tempfile.mkdtemp(prefix="torchexport-"))
+    request, snapshot = _request(plan, directory), Snapshot(plan.model)
+    try:
+        with fixed_rng(plan.seed, device):
+            program = backend.export(request)
+    finally:
+        snapshot.restore()
+    return backend.load(program, backend.save(program, directory), request)
+
+
+def _request(plan: Plan, directory: Path) -> ExportRequest:
+    return ExportRequest(plan.model, plan.example.clone(), plan.dynamic_shapes, plan.device, directory, plan.grad)
+
+
+@contextmanager
+def _scratch(surroundings: Surroundings) -> Iterator[Path]:
+    if surroundings.directory is not None:
+        yield surroundings.directory
+        return
+    with tempfile.TemporaryDirectory(prefix="torchexport-") as folder:
+        yield Path(folder)
+
+
+@dataclass
+class _Failure:
+    """An input on which the exported program did not do what eager did."""
+
+    trial: Trial
+    finding: Finding
+    record: Record
+
+
+@dataclass
+class _Story:
+    """One check as it happens: what is known so far, and the outcome that is made of it."""
+
+    plan: Plan
+    policy: Policy
+    surroundings: Surroundings
+    backend: Backend
+    stage: Stage = Stage.REFERENCE
+    durations: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    inputs: list[Input] = field(default_factory=list)
+    not_checked: dict[NotChecked, None] = field(default_factory=dict)
+    leaves: list[Leaf] = field(default_factory=list)
+    shown: _Failure | None = None
+
+    def tell(self, directory: Path) -> Outcome:
+        """Reference, export, save, load, run and compare, conclude."""
+        plan = self.plan
+        versions, flags = environment.versions(), devices.numerics_flags()
+        self.facts["environment"] = {"versions": versions, "eager": flags}
+        snapshot = Snapshot(plan.model)
+        with self._at(Stage.REFERENCE):
+            reference = self.surroundings.references.get(plan, snapshot)
+        self.facts["dropped"] = dict(reference.dropped)
+        self._note(*(NotChecked(what, why) for what, why in reference.notes))
+        if reference.invalid is not None:
+            return self._outcome(Verdict.INVALID, reference.invalid)
+        exported = self._export(snapshot, _request(plan, directory))
+        if isinstance(exported, Outcome):
+            return self._kept(exported)
+        try:
+            outcome = self._run_all(snapshot, reference, exported)
+        finally:
+            exported.close()
+            snapshot.restore()
+        return self._kept(outcome)
+
+    def skipped(self, reason: str) -> Outcome:
+        """The outcome where the backend or the device is not here."""
+        self._note(NotChecked(f"{self.backend.id} on {self.policy.device}", reason))
+        return self._outcome(Verdict.SKIPPED, reason)
+
+    @contextmanager
+    def _at(self, stage: Stage) -> Iterator[None]:
+        """Record the stage before it starts, and the seconds that it takes."""
+        if stage is not self.stage or stage is Stage.REFERENCE:
+            self.surroundings.on_stage(stage)
+        self.stage = stage
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.durations[stage.value] = self.durations.get(stage.value, 0.0) + time.perf_counter() - start
+
+    def _note(self, *entries: NotChecked) -> None:
+        self.not_checked |= dict.fromkeys(entries)
+
+    def _export(self, snapshot: Snapshot, request: ExportRequest) -> Exported | Outcome:
+        """Export, save, load. Exporting may run the model: its state is put back before anything is saved."""
+        try:
+            with self._at(Stage.EXPORT), fixed_rng(self.plan.seed, self.plan.device):
+                program = self.backend.export(request)
+            snapshot.restore()
+            with self._at(Stage.SAVE):
+                path = self.backend.save(program, request.directory)
+            self.facts |= {"artifact": path and str(path), "artifact_bytes": path and _size(path)}
+            with self._at(Stage.LOAD):
+                exported = self.backend.load(program, path, request)
+        except BackendUnavailable as error:
+            return self.skipped(str(error))
+        except Exception as error:  # noqa: BLE001 whatever the exporter raises is a verdict
+            return self._refused(error)
+        finally:
+            snapshot.restore()
+        self._note(*exported.not_checked)
+        return exported
+
+    def _run_all(self, snapshot: Snapshot, reference: Reference, exported: Exported) -> Outcome:
+        """Run and compare every input, then conclude from all of them."""
+        loaded = None if exported.shares_module else containers.clone(exported.read_state())
+        failures: list[_Failure] = []
+        for trial in reference.trials:
+            with self._at(Stage.RUN):
+                record = self._run(snapshot, reference, exported, trial, loaded)
+            if isinstance(record.error, ConventionError):
+                if self._is_declared(record.error.argument):
+                    return self._fixed_argument(record.error, trial)
+                self._note(NotChecked(f"input {trial.label}", record.error.reason))
+                continue
+            if isinstance(record.error, NothingCompiled):
+                self.facts["details"] = dict(exported.details)
+                return self._refused(record.error)
+            with self._at(Stage.COMPARE):
+                finding = self._compare(reference, exported, trial, record, loaded)
+            self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=finding is None))
+            if finding is not None:
+                failures.append(_Failure(trial, finding, record))
+        self.facts["details"] = dict(exported.details)
+        self.facts["environment"] |= {"exported": devices.numerics_flags()}
+        self._note(*exported.not_checked)
+        if not failures:
+            return self._equivalent(reference)
+        return self._not_equivalent(snapshot, reference, exported, failures)
+
+    def _run(
+        self, snapshot: Snapshot, reference: Reference, exported: Exported, trial: Trial, loaded: dict[str, Any] | None
+    ) -> Record:
+        """Run the exported program on one input from its starting state, and note what it does to that state."""
+        plan = self.plan
+        if exported.shares_module:
+            snapshot.restore()
+        elif loaded:
+            exported.write_state(containers.clone(loaded))
+        parameters = exported.parameters() if plan.grad else None
+        record = run_program(
+            exported,
+            trial.calls,
+            device=plan.device,
+            seed=plan.seed,
+            keep_apart=snapshot.tensors() if exported.shares_module else (),
+            parameters=parameters if not plan.grad else (parameters or {}),
+            names=positional_names(plan.model, plan.example),
+            needs_grad_mode=reference.needs_grad_mode,
+        )
+        if exported.shares_module:
+            record.state = snapshot.changes()
+            snapshot.restore()
+        elif loaded is not None:
+            after = exported.read_state() or {}
+            record.state = {n: containers.clone(v) for n, v in after.items() if not identical(loaded.get(n), v)}
+        return record
+
+    def _compare(
+        self, reference: Reference, exported: Exported, trial: Trial, record: Record, loaded: dict[str, Any] | None
+    ) -> Finding | None:
+        """Compare everything; what differs, or None."""
+        plan = self.plan
+        raised = None
+        comparison = Comparison()
+        if record.error is not None:
+            raised = f"{type(record.error).__name__}: {_cut(str(record.error))}"
+            record.error = record.error.with_traceback(None)
+        else:
+            comparison = compare_records(
+                trial.record,
+                record,
+                trial.calls,
+                structure=self.backend.structure,
+                states=reference.states(reference.start if exported.shares_module else loaded),
+                names=plan.names,
+                tolerance=self.policy.tolerance,
+            )
+        self.leaves += comparison.leaves
+        for path in comparison.left_out:
+            self._note(NotChecked(path, "it is no tensor: the exported program does not return it"))
+        for name in comparison.unread:
+            why = "forward changes it, and it cannot be read from the exported program; later outputs were compared"
+            self._note(NotChecked(f"attribute {name!r} of the module", why))
+        if raised is None and not comparison.disagreeing:
+            return None
+        return Finding(
+            leaves=tuple(comparison.disagreeing),
+            raised=raised,
+            is_example=plan.is_example(trial.calls),
+            same_shapes=plan.has_example_shapes(trial.calls),
+            calls=len(trial.calls),
+        )
+
+    def _is_declared(self, argument: str) -> bool:
+        """Whether the user said that this argument varies."""
+        return any(argument == name or argument.startswith((name + "[", name + ".")) for name in self.plan.inputs or ())
+
+    def _equivalent(self, reference: Reference) -> Outcome:
+        compared = [leaf for leaf in self.leaves]
+        if not self.inputs or not compared:
+            why = "no input could be compared: " + "; ".join(entry.why for entry in self.not_checked)
+            return self._outcome(Verdict.INVALID, why)
+        counts = f"{len(compared)} comparisons on {len(self.inputs)} inputs"
+        head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.EQUIVALENT, counts)
+        return self._outcome(Verdict.EQUIVALENT, head)
+
+    def _not_equivalent(
+        self, snapshot: Snapshot, reference: Reference, exported: Exported, failures: list[_Failure]
+    ) -> Outcome:
+        """Make sure that eager is not to blame, find the cause, and say it on the simplest input that fails."""
+        first = failures[0]
+        differs = agrees_with_itself(self.plan, snapshot, reference, first.trial)
+        if differs is not None:
+            why = (
+                f"eager {self._model} is not deterministic on the input {first.trial.label}: two runs from the same "
+                f"state and random seed differ at {differs.path} ({differs.reason})"
+            )
+            return self._outcome(Verdict.INVALID, why)
+        finding = first.finding
+        verdict = Verdict.FAILED if finding.raised else Verdict.MISMATCH
+        cause = attribute([failure.finding for failure in failures], len(self.inputs), exported.suspicions)
+        return self._conclude(verdict, cause, first)
+
+    def _conclude(self, verdict: Verdict, cause: Attribution, failure: _Failure) -> Outcome:
+        finding, trial = failure.finding, failure.trial
+        leaves = sorted(finding.leaves, key=lambda leaf: -leaf.excess)
+        rest = cause.cause.value
+        if cause.location is not None:
+            rest += f" at {Path(cause.location.file).name}:{cause.location.line}"
+        if finding.raised:
+            rest += f", it raises {finding.raised.splitlines()[0]}"
+        elif leaves:
+            rest += f", {message.how_it_differs(leaves[0])}"
+        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, rest)
+        arguments = trial.describe()
+        text = message.mismatch(
+            head, cause, label=trial.label, arguments=arguments, leaves=leaves, raised=finding.raised
+        )
+        self.shown = failure
+        return self._outcome(
+            verdict,
+            text,
+            cause=cause.cause,
+            location=cause.location,
+            evidence=cause.evidence,
+            leaves=tuple(leaves[:_LEAVES_KEPT]),
+            failing_input=arguments,
+        )
+
+    def _fixed_argument(self, error: ConventionError, trial: Trial) -> Outcome:
+        """A declared argument that the exported program holds as a constant: the user says that it varies."""
+        text = f"inputs= declares that {error.argument!r} varies, and {error.reason}"
+        cause = Attribution(Cause.BAKED_VALUE, None, (Evidence(text),))
+        finding = Finding((), None, is_example=False, same_shapes=True, calls=len(trial.calls))
+        self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=False))
+        return self._conclude(Verdict.MISMATCH, cause, _Failure(trial, finding, Record()))
+
+    def _refused(self, error: Exception) -> Outcome:
+        """The outcome where the exporter, or writing or reading back its artifact, raised."""
+        reason, location = explain(error)
+        verdict = Verdict.FAILED if self.stage is Stage.LOAD else Verdict.REFUSED
+        first = reason.splitlines()[0] if reason else type(error).__name__
+        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, _cut(first, 160))
+        detail = reason if reason.strip() != first.strip() or len(first) > 160 else ""
+        cause = Cause.EXCEPTION if verdict is Verdict.FAILED else None
+        return self._outcome(verdict, message.refused(head, location, detail), cause=cause, location=location)
+
+    def _kept(self, outcome: Outcome) -> Outcome:
+        """Keep what a person will want to look at, if the policy says so."""
+        around = self.surroundings
+        if around.keep_in is None or around.keep == "off" or (around.keep == "retain-on-failure" and not outcome.failed):
+            return outcome
+        tensors: dict[str, Any] = {}
+        if self.shown is not None:
+            trial, record = self.shown.trial, self.shown.record
+            tensors["input"] = [self.plan.names(call) for call in trial.calls]
+            tensors["eager"] = trial.record.outputs
+            tensors["exported"] = [_values(output) for output in record.outputs]
+        artifact = self.facts.get("artifact")
+        return keep.keep(outcome, around.keep_in, Path(artifact) if artifact else None, tensors)
+
+    @property
+    def _model(self) -> str:
+        return name_of(self.plan.model)
+
+    def _outcome(
+        self,
+        verdict: Verdict,
+        text: str,
+        *,
+        cause: Cause | None = None,
+        location: Location | None = None,
+        evidence: tuple[Evidence, ...] = (),
+        leaves: tuple[Leaf, ...] = (),
+        failing_input: str | None = None,
+    ) -> Outcome:
+        """The outcome with all that is known so far."""
+        tolerance = self.policy.tolerance
+        return Outcome(
+            verdict=verdict,
+            stage=self.stage,
+            backend=self.backend.id,
+            device=self.policy.device,
+            message=text,
+            model=self._model,
+            dtype=self.policy.dtype,
+            test=self.surroundings.test,
+            seed=self.policy.seed,
+            cause=cause,
+            location=location,
+            evidence=evidence,
+            worst=max(self.leaves, key=lambda leaf: leaf.excess, default=None),
+            leaves=leaves,
+            compared=len(self.leaves),
+            inputs=tuple(self.inputs),
+            failing_input=failing_input,
+            not_checked=tuple(self.not_checked),
+            tolerance=f"set: {tolerance}" if tolerance else "default",
+            durations=dict(self.durations),
+            **self.facts,
+        )
+
+
+def _size(path: Path) -> int:
+    """Bytes of the artifact, with the files that lie beside it."""
+    return sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+
+
+def _values(output: Any) -> Any:
+    return output.values if isinstance(output, FlatOutput) else output
+
+
+def _cut(text: str, limit: int = 500) -> str:
+    text = text.strip()
+    return text if len(text) <= limit else text[: limit - 1] + "…"

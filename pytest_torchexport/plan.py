@@ -1,0 +1,231 @@
+"""What is to be checked, as the user gave it (`Subject`, `Policy`), validated and placed on the device (`Plan`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_torchexport.backends.base import Backend
+from pytest_torchexport.compare.tolerance import Tolerance
+from pytest_torchexport.errors import UsageError
+from pytest_torchexport.inputs import draw, shapes
+from pytest_torchexport.subject import containers, devices
+from pytest_torchexport.subject.call import Call, bind, check_callable, describe_type
+from pytest_torchexport.subject.state import fingerprint, identical
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked: the model, the example call, and what is known about other calls.
+
+    Argument names follow `torch.export.export`; see `check` for each.
+    """
+
+    model: Callable[..., Any]
+    args: Any = ()
+    kwargs: Mapping[str, Any] | None = None
+    dynamic_shapes: Any = None
+    inputs: Mapping[str, Any] | None = None
+    extra_inputs: Sequence[Any] = ()
+    assume: Callable[..., bool] | None = None
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How it is checked: what marker, command line and ini say."""
+
+    backend: str | Backend = "trace"
+    device: str = "cpu"
+    dtype: str | None = None
+    tolerance: Tolerance | None = None
+    n_inputs: int = 10
+    seed: int = 0
+    grad: bool = False
+
+
+@dataclass
+class Plan:
+    """Everything about a test that does not depend on the backend; once placed, on its device and in its dtype.
+
+    Attributes:
+        model: the user's model, or its copy on the device.
+        example: the example call on the device; never run itself, only its clones.
+        dynamic_shapes: by argument name, as torch.export takes them.
+        inputs: declared domains by argument name.
+        extra_inputs: further calls to check, placed.
+        assume: predicate on a call's arguments; False drops a generated input.
+        calls: length of call sequences.
+        device: where everything runs.
+        dtype: of floating parameters and inputs; None leaves them.
+        n_inputs: number of generated inputs.
+        seed: for generated inputs and for the state of the random generators before each run.
+        grad: whether gradients are taken.
+    """
+
+    model: Callable[..., Any]
+    example: Call
+    dynamic_shapes: Mapping[str, Any] | None
+    inputs: Mapping[str, Any] | None
+    extra_inputs: tuple[Call, ...]
+    assume: Callable[..., bool] | None
+    calls: int
+    device: torch.device
+    dtype: torch.dtype | None
+    n_inputs: int
+    seed: int
+    grad: bool
+
+    def names(self, call: Call) -> dict[str, Any]:
+        """A call's arguments by name."""
+        return bind(self.model, call)
+
+    def is_example(self, calls: Iterable[Call]) -> bool:
+        """Whether every call passes exactly the example's values."""
+        example = self.names(self.example)
+        return all(identical(self.names(call), example) for call in calls)
+
+    def has_example_shapes(self, calls: Iterable[Call]) -> bool:
+        """Whether every call has the example's tensors, by name and shape."""
+        return all(self._shapes(call) == self._shapes(self.example) for call in calls)
+
+    def _shapes(self, call: Call) -> dict[str, tuple[int, ...]]:
+        return {path: tuple(tensor.shape) for path, tensor in containers.tensors(self.names(call))}
+
+    def place(self, device: torch.device) -> None:
+        """Put model and calls on the device, floating tensors in the dtype. The user's own model stays as it is.
+
+        Raises:
+            UsageError: the model has to move and cannot be copied.
+        """
+        self.device = device
+        self.model = devices.place_model(self.model, device, self.dtype)
+        self.example = self.example.place(device, self.dtype).clone()
+        self.extra_inputs = tuple(call.place(device, self.dtype) for call in self.extra_inputs)
+
+    def parameters(self) -> dict[str, torch.Tensor] | None:
+        """The parameters by name where gradients are asked for, else None."""
+        if not self.grad:
+            return None
+        return dict(self.model.named_parameters()) if isinstance(self.model, torch.nn.Module) else {}
+
+    def key(self) -> str | None:
+        """A digest that two plans share only if eager does the same for both; None if that cannot be known."""
+        shapes = containers.rebuild(self.dynamic_shapes, repr) if self.dynamic_shapes else None
+        rest = (self.dtype, self.device, self.calls, self.n_inputs, self.seed, self.grad)
+        call = [self.example.args, dict(self.example.kwargs)]
+        extra = [[one.args, dict(one.kwargs)] for one in self.extra_inputs]
+        return fingerprint(self.model, call, extra, list(rest), shapes, self.inputs, self.assume)
+
+
+def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
+    """Validate everything the user gave.
+
+    Args:
+        subject: what is checked.
+        policy: how; its backend and device play no part here.
+        origin: id of the test function, part of the seed.
+
+    Returns:
+        The plan, not yet placed on a device.
+
+    Raises:
+        UsageError: something is wrong; the message says what, and how to mend it.
+    """
+    check_callable(subject.model)
+    _check_counts(subject, policy)
+    example = _example(subject)
+    bind(subject.model, example)
+    dynamic = shapes.normalise(subject.model, example, subject.dynamic_shapes)
+    draw.generate(subject.model, example, subject.inputs, dynamic, seed=0)  # raises where a domain does not fit
+    _check_materialized(subject.model)
+    if subject.assume is not None and not callable(subject.assume):
+        msg = f"assume is {describe_type(subject.assume)}: give a function that is called as the model is"
+        raise UsageError(msg)
+    return Plan(
+        model=subject.model,
+        example=example,
+        dynamic_shapes=dynamic,
+        inputs=subject.inputs,
+        extra_inputs=tuple(_extra(subject, index, one) for index, one in enumerate(subject.extra_inputs)),
+        assume=subject.assume,
+        calls=subject.calls,
+        device=torch.device("cpu"),
+        dtype=_dtype(policy.dtype),
+        n_inputs=policy.n_inputs,
+        seed=derive_seed(policy.seed, origin),
+        grad=policy.grad,
+    )
+
+
+def _check_counts(subject: Subject, policy: Policy) -> None:
+    for name, value, least in (("calls", subject.calls, 1), ("n_inputs", policy.n_inputs, 0), ("seed", policy.seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            msg = f"{name}={value!r}: give a whole number of at least {least}"
+            raise UsageError(msg)
+    if policy.tolerance is not None and not isinstance(policy.tolerance, Tolerance):
+        msg = f"tolerance is {describe_type(policy.tolerance)}: give Tolerance(rtol=..., atol=...)"
+        raise UsageError(msg)
+
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is not None and name not in _DTYPES:
+        msg = f"unknown dtype {name!r}. Accepted: {', '.join(_DTYPES)}."
+        raise UsageError(msg)
+    return None if name is None else _DTYPES[name]
+
+
+def _example(subject: Subject) -> Call:
+    args = (subject.args,) if isinstance(subject.args, torch.Tensor) else subject.args
+    if not isinstance(args, (tuple, list)):
+        msg = f"args is {describe_type(subject.args)}: pass the positional arguments as a tuple, args=(x, y)"
+        raise UsageError(msg)
+    kwargs = {} if subject.kwargs is None else subject.kwargs
+    if not isinstance(kwargs, Mapping):
+        msg = f"kwargs is {describe_type(kwargs)}: pass the keyword arguments as a dict, kwargs={{'mask': mask}}"
+        raise UsageError(msg)
+    return Call(tuple(args), dict(kwargs))
+
+
+def _extra(subject: Subject, index: int, given: Any) -> Call:
+    if isinstance(given, torch.Tensor):
+        given = (given,)
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple) and isinstance(given[1], dict):
+        args, kwargs = given
+    elif isinstance(given, (tuple, list)):
+        args, kwargs = tuple(given), {}
+    elif isinstance(given, dict):
+        args, kwargs = (), given
+    else:
+        msg = (
+            f"extra_inputs[{index}] is {describe_type(given)}: give a tuple of positional arguments, a dict of keyword "
+            "arguments, or a pair (args, kwargs)"
+        )
+        raise UsageError(msg)
+    call = Call(args, kwargs, "extra", f"extra_inputs[{index}]")
+    try:
+        bind(subject.model, call)
+    except UsageError as error:
+        msg = f"extra_inputs[{index}]: {error}"
+        raise UsageError(msg) from None
+    return call
+
+
+def _check_materialized(model: object) -> None:
+    if isinstance(model, torch.nn.Module):
+        for name, parameter in model.named_parameters():
+            if torch.nn.parameter.is_lazy(parameter):
+                msg = f"parameter {name!r} of the lazy module is not initialised: call the model once before the check"
+                raise UsageError(msg)
+
+
+def derive_seed(seed: int, origin: str) -> int:
+    """A 31-bit seed from the user's seed and the test function's id, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{origin}".encode()).digest()[:4], "big") >> 1

@@ -1,0 +1,325 @@
+"""Eager's side of a check: the inputs that eager accepts and what it did on each, run once for all backends."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pytest_torchexport.backends.base import Structure
+from pytest_torchexport.compare.records import StateView, compare_records
+from pytest_torchexport.errors import UsageError
+from pytest_torchexport.inputs import draw
+from pytest_torchexport.outcome import Leaf
+from pytest_torchexport.plan import Plan
+from pytest_torchexport.subject import containers, source
+from pytest_torchexport.subject.call import Call, name_of, positional_names
+from pytest_torchexport.subject.run import Record, run
+from pytest_torchexport.subject.state import Snapshot, identical, parameter_marks
+
+_ATTEMPTS_PER_INPUT = 5
+"""How many generated inputs eager may reject for each that is wanted, before generation gives up."""
+
+
+@dataclass
+class Trial:
+    """One input that eager accepts: a sequence of calls, and what eager did on it."""
+
+    calls: tuple[Call, ...]
+    record: Record
+    kind: str
+    label: str
+
+    def describe(self) -> str:
+        """The arguments, call by call."""
+        return "; then ".join(call.describe() for call in self.calls)
+
+
+@dataclass
+class Reference:
+    """What eager does.
+
+    Attributes:
+        trials: the example first, then extra and generated inputs.
+        dropped: number of inputs that are outside of the domain, by reason.
+        invalid: why no verdict is possible; None if one is.
+        needs_grad_mode: eager needs autograd on, though no gradients are asked for.
+        start: eager's starting state by name.
+        buffers: names of the registered buffers in it.
+        notes: what the reference leaves unchecked, as (what, why).
+    """
+
+    trials: list[Trial] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    invalid: str | None = None
+    needs_grad_mode: bool = False
+    start: dict[str, Any] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    def states(self, exported: Mapping[str, Any] | None) -> StateView:
+        """Eager's starting state beside the loaded program's."""
+        return StateView(self.start, exported, self.buffers)
+
+
+class ReferenceStore:
+    """References of the checks of one test, so that its backends share them. Holds eager's outputs: clear it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Reference] = {}
+
+    def get(self, plan: Plan, snapshot: Snapshot) -> Reference:
+        """The plan's reference: one that was made for the same model and inputs before, or a new one."""
+        key = plan.key()
+        if key is None:
+            return make_reference(plan, snapshot)
+        if key not in self._kept:
+            self._kept[key] = make_reference(plan, snapshot)
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Forget all references."""
+        self._kept.clear()
+
+
+def make_reference(plan: Plan, snapshot: Snapshot) -> Reference:
+    """Run eager on the example (twice), the extra inputs and as many generated ones as the plan wants.
+
+    The model is back in the snapshot's state afterwards.
+    """
+    reference = Reference(start=snapshot.values, buffers=_buffer_names(plan.model))
+    example = (plan.example,) * plan.calls
+    first = _first_run(plan, snapshot, reference, example)
+    if reference.invalid is not None:
+        return reference
+    reference.trials.append(Trial(example, first, "example", "the example"))
+    _add_extra(plan, snapshot, reference)
+    candidates = draw.generate(
+        plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed, calls=plan.calls
+    )
+    if first.state and plan.calls == 1:
+        candidates = itertools.chain(_state_sequences(plan), candidates)
+    _add_generated(plan, snapshot, reference, candidates)
+    return reference
+
+
+def eager_run(plan: Plan, snapshot: Snapshot, reference: Reference, calls: tuple[Call, ...], seed: int = 0) -> Record:
+    """Run eager once from the snapshot's state, and put that state back."""
+    snapshot.restore()
+    try:
+        record = run(
+            plan.model,
+            calls,
+            device=plan.device,
+            seed=plan.seed + seed,
+            keep_apart=snapshot.tensors(),
+            parameters=plan.parameters(),
+            names=positional_names(plan.model, plan.example),
+            needs_grad_mode=reference.needs_grad_mode,
+        )
+        record.state = snapshot.changes()
+    finally:
+        snapshot.restore()
+    # Most models leave their arguments alone: then the copies that they ran on need not be held.
+    record.arguments = [
+        before if _same_arguments(before, after) else after
+        for before, after in zip(calls, record.arguments, strict=False)
+    ]
+    return record
+
+
+def _same_arguments(before: Call, after: Call) -> bool:
+    return identical([before.args, dict(before.kwargs)], [after.args, dict(after.kwargs)])
+
+
+def _buffer_names(model: object) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_buffers()) if isinstance(model, torch.nn.Module) else frozenset()
+
+
+def _first_run(plan: Plan, snapshot: Snapshot, reference: Reference, example: tuple[Call, ...]) -> Record:
+    """Run the example, again with other random numbers, and see whether the module agrees with itself."""
+    marks = parameter_marks(plan.model)
+    first = eager_run(plan, snapshot, reference, example)
+    if first.error is not None and not plan.grad and "does not require grad" in str(first.error):
+        reference.needs_grad_mode = True
+        first = eager_run(plan, snapshot, reference, example)
+    if first.error is not None:
+        reference.invalid = _raised(plan, first.error)
+        return first
+    changed = [name for name, mark in parameter_marks(plan.model).items() if marks[name] != mark]
+    if changed:
+        reference.invalid = (
+            f"forward changes the parameter {changed[0]!r} itself, so no two runs start alike. Parameters are never "
+            "copied by a check: keep what forward writes in a buffer (register_buffer)."
+        )
+        return first
+    opaque = _uncomparable(first)
+    if opaque:
+        reference.invalid = opaque
+        return first
+    reference.invalid = _disagrees_with_itself(plan, snapshot, reference, example, first)
+    return first
+
+
+def _raised(plan: Plan, error: Exception) -> str:
+    where = source.of_exception(error)
+    line = f" at {where} ({where.source})" if where else ""
+    return (
+        f"eager {name_of(plan.model)} itself raises on the example{line}: {type(error).__name__}: {error}. "
+        "Call the model on these arguments first; a check needs an example on which eager runs."
+    )
+
+
+def _uncomparable(record: Record) -> str | None:
+    for output in record.outputs:
+        for path, leaf in containers.leaves(output, "output"):
+            known = (torch.Tensor, *containers.SCALARS)
+            if not isinstance(leaf, known) and type(leaf).__module__ != "numpy":
+                return (
+                    f"{path} is a {type(leaf).__name__}, which cannot be compared. Return tensors, numbers, strings or "
+                    "containers of them, or register the type with torch.utils._pytree.register_pytree_node."
+                )
+    return None
+
+
+def _disagrees_with_itself(
+    plan: Plan, snapshot: Snapshot, reference: Reference, example: tuple[Call, ...], first: Record
+) -> str | None:
+    """Why the module is not a function of its inputs and state; None if it is."""
+    second = eager_run(plan, snapshot, reference, example, seed=1)
+    leaf = _first_difference(plan, reference, example, first, second)
+    if leaf is None:
+        return None
+    again = eager_run(plan, snapshot, reference, example)
+    if _first_difference(plan, reference, example, first, again) is not None:
+        return (
+            f"eager {name_of(plan.model)} is not deterministic: two runs from the same state and random seed differ at "
+            f"{leaf.path} ({leaf.reason}). Look for a clock, a generator that is not torch's global one, or an "
+            "operator without a deterministic form (torch.use_deterministic_algorithms(True) names it)."
+        )
+    dropouts = _active_dropouts(plan.model)
+    if dropouts:
+        return (
+            f"{name_of(plan.model)} is in training mode and its dropout is active ({', '.join(dropouts[:3])}), so that "
+            "its output is random. Call model.eval() before the check, or set the dropout's p to 0."
+        )
+    return (
+        f"eager {name_of(plan.model)} draws random numbers: {leaf.path} depends on the random seed ({leaf.reason}). "
+        "Exported programs draw others. Pass the random tensor as an argument, or call model.eval()."
+    )
+
+
+def _first_difference(
+    plan: Plan, reference: Reference, calls: tuple[Call, ...], one: Record, other: Record
+) -> Leaf | None:
+    if other.error is not None:
+        return Leaf("the second run", agrees=False, reason=f"raises {type(other.error).__name__}: {other.error}")
+    comparison = compare_records(
+        one,
+        other,
+        calls,
+        structure=Structure.SAME,
+        states=reference.states(reference.start),
+        names=plan.names,
+        tolerance=None,
+    )
+    return next(iter(comparison.disagreeing), None)
+
+
+def _active_dropouts(model: object) -> list[str]:
+    if not isinstance(model, torch.nn.Module):
+        return []
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if module.training and float(getattr(module, "p", 0) or getattr(module, "dropout", 0) or 0) > 0
+        if isinstance(getattr(module, "p", getattr(module, "dropout", None)), (int, float))
+    ]
+
+
+def _add_extra(plan: Plan, snapshot: Snapshot, reference: Reference) -> None:
+    for index, call in enumerate(plan.extra_inputs):
+        calls = (call,) * plan.calls
+        record = eager_run(plan, snapshot, reference, calls)
+        label = call.label or f"extra_inputs[{index}]"
+        if record.error is not None:
+            reference.dropped["eager raises"] += 1
+            why = f"eager raises on it: {type(record.error).__name__}: {record.error}"
+            reference.notes.append((label, why))
+        else:
+            reference.trials.append(Trial(calls, record, "extra", label))
+
+
+def _state_sequences(plan: Plan) -> Iterator[tuple[Call, ...]]:
+    """A sequence of calls, for a model whose state changes: one call does not show an update that got lost."""
+    generated = draw.generate(plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed + 1)
+    others = [calls[0] for calls in itertools.islice(generated, 2)]
+    label = "three calls in a row"
+    first = Call(plan.example.args, plan.example.kwargs, "special", label)
+    yield (first, *others, first)[:3] if len(others) == 2 else (first,) * 3
+    yield (first,) * 3
+
+
+def _add_generated(
+    plan: Plan, snapshot: Snapshot, reference: Reference, candidates: Iterable[tuple[Call, ...]]
+) -> None:
+    """Run eager on candidates until enough are accepted; eager decides what is in the domain."""
+    if plan.n_inputs <= 0:
+        return
+    accepted = tried = 0
+    last_error: Exception | None = None
+    for calls in candidates:
+        if accepted >= plan.n_inputs or tried >= _ATTEMPTS_PER_INPUT * plan.n_inputs:
+            break
+        tried += 1
+        if plan.assume is not None and not all(_assumed(plan, call) for call in calls):
+            reference.dropped["assume"] += 1
+            continue
+        record = eager_run(plan, snapshot, reference, calls)
+        if record.error is not None:
+            last_error = record.error
+            reference.dropped["eager raises"] += 1
+            continue
+        reference.trials.append(Trial(calls, record, calls[0].kind, calls[0].label))
+        accepted += 1
+    if accepted == 0 and tried:
+        reference.invalid = _all_dropped(reference, tried, last_error)
+    elif accepted == 0:
+        reference.notes.append(("generated inputs", "no argument of the example can vary"))
+    elif accepted < plan.n_inputs and tried >= _ATTEMPTS_PER_INPUT * plan.n_inputs:
+        why = f"eager rejects most generated inputs: {accepted} of {plan.n_inputs} found in {tried} tries"
+        reference.notes.append((f"{plan.n_inputs - accepted} generated inputs", why))
+
+
+def _assumed(plan: Plan, call: Call) -> bool:
+    assert plan.assume is not None
+    mine = call.clone()
+    try:
+        return bool(plan.assume(*mine.args, **mine.kwargs))
+    except Exception as error:
+        msg = f"assume raises {type(error).__name__} on a generated input: {error}. It is called as the model is."
+        raise UsageError(msg) from error
+
+
+def _all_dropped(reference: Reference, tried: int, error: Exception | None) -> str:
+    by_reason = ", ".join(f"{count} by {reason}" for reason, count in reference.dropped.items())
+    said = f" Eager last raised {type(error).__name__}: {error}." if error else ""
+    return (
+        f"all {tried} generated inputs were dropped ({by_reason}), nothing but the example could be checked.{said} "
+        "Declare what the arguments may be with inputs={...}, loosen assume, or set n_inputs=0 to check only the "
+        "example and extra_inputs."
+    )
+
+
+def agrees_with_itself(plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial) -> Leaf | None:
+    """Run eager once more on an input, before an exported program is blamed for it.
+
+    Returns:
+        Where eager's two runs differ; None if they agree.
+    """
+    again = eager_run(plan, snapshot, reference, trial.calls)
+    return _first_difference(plan, reference, trial.calls, trial.record, again)
