@@ -3,8 +3,8 @@
 PyTorch's `interpolate` takes the factor as a Python number. A number read out of a tensor is a constant to a tracer:
 the exported model scales by the example's factor, whatever it is given. ONNX itself has no such limit, its `Resize`
 reads the scales from a tensor. So the export is taught to write that operator: once for the exporter that goes through
-TorchScript, where an `autograd.Function` brings its own `symbolic`, and once for the one that goes through torch.export,
-where a custom operator is translated by a table.
+TorchScript, where an `autograd.Function` brings its own `symbolic`, and once for the one that goes through
+torch.export, where a custom operator is translated by a table.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def test_bert(export_check):
     export_check(bert(), kwargs=tokens(), inputs=BERT_INPUTS, dynamic_shapes=BERT_SHAPES, assume=no_empty_sequence)
 
 
-# Why `assume` is there: without it, the inputs include a sequence of which every token is masked. Attention to nothing is
-# zero in PyTorch, but the average of all values in the ONNX model. Whether that matters is for the author to say.
+# Why `assume` is there: without it, the inputs include a sequence of which every token is masked. Attention to nothing
+# is zero in PyTorch, but the average of all values in the ONNX model. Whether that matters is for the author to say.
 @pytest.mark.export_equivalent(
     backends=["trace", "onnx"], xfail={"onnx": "with every token masked, attention is the average, not zero"}
 )
@@ -76,7 +76,7 @@ class DecoderStep(nn.Module):
         return out.logits, tuple((layer.keys, layer.values) for layer in out.past_key_values.layers)
 
 
-# Strict, because torch.export's other mode fails to prove a relation between the lengths that a named dimension asks for.
+# Strict, because torch.export's default mode fails to prove a relation between lengths that a named dimension needs.
 @pytest.mark.export_equivalent(backends=["trace", "compile", Export(strict=True), "onnx"])
 def test_decoder_with_cache(export_check):
     config = transformers.LlamaConfig(
