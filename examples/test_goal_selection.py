@@ -2,8 +2,9 @@
 
 The network scores candidate goals on the map; then the best are picked one after the other, leaving out those too near
 to one already picked. That last part is control flow: a loop, a set of tensors that grows, a dictionary. It is
-scripted, and the module around it is traced, with `strict=False` because it returns a dictionary. `optimize_for_inference` then
-folds constants and fuses layers, one more step on which a model can go wrong without an error.
+scripted, and the module around it is traced, with `strict=False` because it returns a dictionary.
+`optimize_for_inference` then folds constants and fuses layers, one more step on which a model can go wrong without an
+error.
 """
 
 from __future__ import annotations
