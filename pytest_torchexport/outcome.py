@@ -6,7 +6,7 @@ The words (`Verdict`, `Stage`, `Cause`) are the same in code, messages, JSON and
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -218,7 +218,9 @@ class Outcome:
         if data.get("schema") != SCHEMA:
             msg = f"outcome has schema {data.get('schema')!r}, this version reads schema {SCHEMA}"
             raise ValueError(msg)
-        values = {key: value for key, value in data.items() if key not in ("schema", "inputs_by_kind")}
+        # Keys that are not ours are left alone: a later version adds some without raising the schema number.
+        known = {one.name for one in fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
         values["verdict"] = Verdict(values["verdict"])
         values["stage"] = Stage(values["stage"])
         values["cause"] = _cause(values["cause"])

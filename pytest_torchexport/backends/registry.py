@@ -55,9 +55,13 @@ def _from_entry_points() -> dict[str, str]:
     return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
-def backend_names() -> list[str]:
-    """Every known name: the built-in ones in their order, then registered ones, then those of entry points."""
-    return list(_registered | {name: "" for name in _from_entry_points() if name not in _registered})
+def backend_names(*, third_party: bool = True) -> list[str]:
+    """Every known name: the built-in ones in their order, then registered ones, then those of entry points.
+
+    Args:
+        third_party: whether to look for entry points, which reads a file of each installed distribution.
+    """
+    return list(_registered | (dict(_from_entry_points()) if third_party else {}))
 
 
 def backend_class(name: str) -> type[Backend]:

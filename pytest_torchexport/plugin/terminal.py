@@ -1,0 +1,196 @@
+"""The terminal summary: a table of tests x backends, and totals. Made from the records alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from pytest_torchexport.backends.registry import backend_names
+from pytest_torchexport.outcome import Verdict
+from pytest_torchexport.plugin.matrix import NO_BACKEND
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pytest
+
+Record = dict[str, Any]
+
+MAX_ROWS = 30
+"""Without -v, a longer table leaves out the tests whose cells are all fine."""
+
+_COLORS = {"passed": "green", "failed": "red", "error": "red", "xpassed": "red"}
+_GOOD = {Verdict.EQUIVALENT, Verdict.INCONCLUSIVE}
+
+
+def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record]) -> None:
+    """Print the table and the totals; with -q the totals only, with -qq nothing, with -v each check."""
+    verbosity = reporter.config.get_verbosity()
+    if not records or verbosity < -1:
+        return
+    if verbosity == -1:
+        reporter.write_line(f"export equivalence: {totals(records)}")
+        return
+    reporter.section("export equivalence", sep="=")
+    width = reporter.config.get_terminal_writer().fullwidth
+    rows = _rows(records)
+    shown = (
+        rows if verbosity > 0 or len(rows) <= MAX_ROWS else {name: row for name, row in rows.items() if not _fine(row)}
+    )
+    for line in table(shown, width - 1):
+        for text, color in line:
+            reporter.write(text, **({color: True} if color else {}))
+        reporter.write_line("")
+    if len(shown) < len(rows):
+        reporter.write_line(f"... and {len(rows) - len(shown)} tests with nothing but ok (-v shows them)")
+    if verbosity > 0:
+        for detail in details(records):
+            reporter.write_line(detail)
+    reporter.write_line(totals(records))
+
+
+def cell_text(record: Record) -> tuple[str, str]:
+    """What stands in a cell, and its colour: `ok`, the cause of a mismatch, else the verdict."""
+    verdict, result = Verdict(record["verdict"]), record["result"]
+    color = _COLORS.get(result, "yellow")
+    if result == "xfailed":
+        return "xfail", color
+    if verdict is Verdict.SKIPPED:
+        return ("missing" if color == "red" else "skipped"), color
+    if verdict in _GOOD:
+        if result == "xpassed":
+            return "xpass", color
+        if color == "red":
+            return "test failed", color
+        return ("ok", color) if verdict is Verdict.EQUIVALENT else (verdict.value, "yellow")
+    if verdict is Verdict.FAILED:
+        return f"failed: {record['stage']}", color
+    return record["cause"] or verdict.value, color
+
+
+Line = list[tuple[str, str]]
+
+
+def table(rows: dict[str, list[Record]], width: int) -> list[Line]:
+    """The table, as lines of coloured pieces. Columns that do not fit are continued below.
+
+    Args:
+        rows: the checks of each test.
+        width: columns of the terminal.
+    """
+    columns = _columns([record for row in rows.values() for record in row])
+    labels = _labels(list(rows))
+    label_width = min(max(map(len, labels), default=0), max(20, width // 2))
+    widths = {
+        key: max(len(title), *(len(cell_text(r)[0]) for row in rows.values() for r in row if r["cell"] == key))
+        for key, title in columns.items()
+    }
+    lines: list[Line] = []
+    for block in _blocks(widths, width - label_width):
+        lines.append([(" " * label_width, "")] + [("  " + columns[key].ljust(widths[key]), "bold") for key in block])
+        for label, row in zip(labels, rows.values(), strict=True):
+            cells = {record["cell"]: cell_text(record) for record in row}
+            if not any(key in cells for key in block):
+                continue
+            line: Line = [(_cut(label, label_width).ljust(label_width), "")]
+            for key in block:
+                text, color = cells.get(key, ("-", ""))
+                line.append(("  " + text.ljust(widths[key]), color))
+            lines.append(line)
+    for label, row in zip(labels, rows.values(), strict=True):
+        for record in row:
+            if record["cell"] == NO_BACKEND:
+                text, color = cell_text(record)
+                lines.append([(f"{_cut(label, label_width).ljust(label_width)}  ", ""), (text, color)])
+                lines[-1].append((f": {record['message'].splitlines()[0]}"[: width - label_width - len(text) - 2], ""))
+    return lines
+
+
+def totals(records: Iterable[Record]) -> str:
+    """`8 checks: 6 equivalent, 1 mismatch, 1 skipped; 80 inputs compared; 3 things not checked`."""
+    records = list(records)
+    verdicts = Counter(record["verdict"] for record in records)
+    found = ", ".join(f"{verdicts[one]} {one}" for one in Verdict if verdicts[one])
+    expected = sum(record["result"] == "xfailed" for record in records)
+    parts = [f"{_count(len(records), 'check')}: {found}" + (f" ({expected} expected)" if expected else "")]
+    parts.append(f"{_count(sum(len(record['inputs']) for record in records), 'input')} compared")
+    not_checked = sum(len(record["not_checked"]) for record in records)
+    if not_checked:
+        parts.append(f"{_count(not_checked, 'thing')} not checked (-v lists them)")
+    return "; ".join(parts)
+
+
+def details(records: Iterable[Record]) -> list[str]:
+    """For -v: inputs by kind, durations and the not-checked ledger of each check."""
+    lines: list[str] = []
+    for record in records:
+        if record["durations"]:
+            inputs = ", ".join(f"{count} {kind}" for kind, count in record["inputs_by_kind"].items()) or "none"
+            dropped = sum(record["dropped"].values())
+            stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in record["durations"].items())
+            lines.append(
+                f"{record['test']}: inputs: {inputs}{f' ({dropped} dropped)' if dropped else ''}; "
+                f"{sum(record['durations'].values()):.2f} s ({stages})"
+            )
+        else:
+            lines.append(f"{record['test']}: {record['message'].splitlines()[0]}")
+        counted = Counter((entry["what"], entry["why"]) for entry in record["not_checked"])
+        for (what, why), count in counted.items():
+            lines.append(f"  not checked: {what}: {why}{f' ({count} times)' if count > 1 else ''}")
+    return lines
+
+
+def _rows(records: Iterable[Record]) -> dict[str, list[Record]]:
+    rows: dict[str, list[Record]] = {}
+    for record in records:
+        rows.setdefault(record["origin"], []).append(record)
+    return rows
+
+
+def _fine(row: Iterable[Record]) -> bool:
+    return all(cell_text(record)[0] == "ok" for record in row)
+
+
+def _columns(records: Iterable[Record]) -> dict[str, str]:
+    """The columns by cell id, in the order of the backends, with the shortest title that tells them apart."""
+    cells = {record["cell"]: record for record in records if record["cell"] != NO_BACKEND}
+    known = backend_names()
+
+    def order(record: Record) -> tuple[int, str]:
+        name = record["backend"].partition(":")[0]
+        return (known.index(name) if name in known else len(known), record["cell"])
+
+    ordered = sorted(cells.values(), key=order)
+    titles = [record["backend"] for record in ordered]
+    if len(set(titles)) < len(titles):
+        titles = [record["cell"] for record in ordered]
+    return {record["cell"]: title for record, title in zip(ordered, titles, strict=True)}
+
+
+def _labels(origins: Sequence[str]) -> list[str]:
+    """The tests' names; with their file only if there are several files."""
+    if len({origin.partition("::")[0] for origin in origins}) > 1:
+        return list(origins)
+    return [origin.partition("::")[2] or origin for origin in origins]
+
+
+def _cut(label: str, width: int) -> str:
+    """The end of a label that is too long: names of tests differ there."""
+    return label if len(label) <= width else "…" + label[-width + 1 :]
+
+
+def _blocks(widths: dict[str, int], room: int) -> list[list[str]]:
+    """The columns in groups that fit side by side."""
+    blocks: list[list[str]] = []
+    left = 0
+    for key, width in widths.items():
+        if not blocks or left < width + 2:
+            blocks.append([])
+            left = room
+        blocks[-1].append(key)
+        left -= width + 2
+    return blocks
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,81 @@
+"""All outcomes of a run as one JSON file; `schema.json` beside this file describes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata, resources
+from typing import TYPE_CHECKING, Any
+
+import pytest_torchexport
+from pytest_torchexport.outcome import SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "pytest-xdist", "hypothesis")
+
+
+def document(outcomes: Sequence[dict[str, Any]], machine: dict[str, Any]) -> dict[str, Any]:
+    """The report.
+
+    Args:
+        outcomes: what `Outcome.to_dict` returns, each with `result` (what became of the test), `cell` (backend, device
+            and dtype as in the test's id) and `origin` (the test's id without them).
+        machine: what is known about the machine, names and values.
+    """
+    return {
+        "schema": SCHEMA,
+        "tool": {"name": "pytest-torchexport", "version": pytest_torchexport.__version__},
+        "versions": versions(),
+        "machine": machine,
+        "outcomes": list(outcomes),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the standard library knows about the machine."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide the results, of those that are installed. Imports none of them."""
+    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write the report, whole or not at all. Missing folders are made.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1, default=str)
+            file.write("\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the report."""
+    text = resources.files("pytest_torchexport.report").joinpath("schema.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found

@@ -1,0 +1,32 @@
+"""An outcome as flat properties of a test case, the form that readers of JUnit files understand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PREFIX = "torchexport."
+
+
+def properties(record: dict[str, Any]) -> list[tuple[str, str | int | float]]:
+    """The properties of an outcome; those without a value are left out.
+
+    Args:
+        record: what `Outcome.to_dict` returns.
+
+    Returns:
+        Pairs of name and value. `torchexport.max_abs` and `.max_rel` are those of the worst leaf,
+        `torchexport.inputs` is the number of inputs that were compared, `torchexport.duration_s` is in seconds.
+    """
+    worst = record["worst"] or {}
+    values = {
+        "verdict": record["verdict"],
+        "stage": record["stage"],
+        "cause": record["cause"],
+        "backend": record["backend"],
+        "device": record["device"],
+        "max_abs": worst.get("max_abs"),
+        "max_rel": worst.get("max_rel"),
+        "inputs": len(record["inputs"]),
+        "duration_s": round(sum(record["durations"].values()), 6),
+    }
+    return [(PREFIX + name, value) for name, value in values.items() if value is not None]
