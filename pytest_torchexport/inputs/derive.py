@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pytest_torchexport.inputs.domain import Domain, constantly, is_int
+from pytest_torchexport.inputs.base import Domain, constantly, is_int
 from pytest_torchexport.inputs.values import Special, Want, as_numbers, can_vary, dense
 from pytest_torchexport.subject.call import forward_of, signature_of
 
@@ -82,7 +82,8 @@ def _of_tensor(numbers: torch.Tensor) -> Domain:
         return _Mask.of(numbers)
     if numbers.is_floating_point() or numbers.is_complex():
         return _Floats.of(numbers)
-    if numbers.numel() and numbers.max() == 1 and numbers.min() >= 0:
+    plain = as_numbers(numbers)
+    if plain.numel() and int(plain.max()) == 1 and int(plain.min()) >= 0:
         return _Mask.of(numbers)
     return _Integers.of(numbers)
 

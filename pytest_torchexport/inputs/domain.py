@@ -8,240 +8,26 @@ from __future__ import annotations
 
 import enum
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_torchexport.errors import UsageError
-from pytest_torchexport.inputs.values import Special, Want, as_numbers, dense, inward
+from pytest_torchexport.inputs.base import Domain, constantly, is_int
+from pytest_torchexport.inputs.ranges import Floats, Integers
+from pytest_torchexport.inputs.values import dense
 from pytest_torchexport.subject import containers
+
+if TYPE_CHECKING:
+    from pytest_torchexport.inputs.values import Special, Want
 
 ACCEPTED = (
     "floats(low, high), integers(low, high), booleans(), sampled_from([...]), optional(...), "
     "a function (generator: torch.Generator) -> value, or a Hypothesis strategy"
 )
-
-
-class Domain(ABC):
-    """The values that an argument may take.
-
-    Class attributes:
-        whole: the domain gives the value of the argument itself, not the elements of the tensors in it.
-        only_special: random draws leave the argument as it is in the example.
-    """
-
-    whole: bool = False
-    only_special: bool = False
-
-    @abstractmethod
-    def mismatch(self, example: Any) -> str | None:
-        """Why the domain cannot describe the example, with the remedy; None if it can."""
-
-    @abstractmethod
-    def random(self, example: Any, want: Want) -> Any:
-        """A value: a dense tensor of the example's dtype and the wanted shape, or a Python scalar."""
-
-    def specials(self, example: Any) -> list[Special]:
-        """Draws at the domain's corners."""
-        del example
-        return []
-
-    def outside(self, example: Any) -> str | None:
-        """A value of the example that the domain does not hold, as text; None if it holds all of them."""
-        del example
-        return None
-
-    def check(self, path: str, example: Any) -> None:
-        """Raise a `UsageError` unless the domain can describe the example and holds its values."""
-        if (reason := self.mismatch(example)) is not None:
-            msg = f"inputs[{path!r}] = {self} does not fit the example's {path}, {_kind(example)}: {reason}"
-            raise UsageError(msg)
-        if (value := self.outside(example)) is not None:
-            msg = (
-                f"the example's own {path} holds {value}, outside its declared domain {self}: "
-                "widen the domain, or pass an example that lies in it"
-            )
-            raise UsageError(msg)
-
-
-def _kind(example: Any) -> str:
-    if isinstance(example, torch.Tensor):
-        return f"a {str(example.dtype).removeprefix('torch.')} tensor"
-    return "None" if example is None else f"the {type(example).__name__} {example!r}"
-
-
-def is_int(value: object) -> bool:
-    """Whether the value is a Python integer, and not a flag or an enum member."""
-    return isinstance(value, int) and not isinstance(value, (bool, enum.Enum))
-
-
-@dataclass(frozen=True)
-class _Range(Domain):
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        name = "integers" if isinstance(self, _Integers) else "floats"
-        return f"{name}({self.low}, {self.high})"
-
-    def outside(self, example: Any) -> str | None:
-        numbers = as_numbers(dense(example)) if isinstance(example, torch.Tensor) else torch.tensor(example)
-        low, high = self.low, self.high
-        if isinstance(example, torch.Tensor) and (example.is_floating_point() or example.is_complex()):
-            real = example.dtype.to_real() if example.is_complex() else example.dtype
-            # The example cannot hold a bound better than its dtype does: 0.3 as a float16 lies above 0.3.
-            low, high = (min(low, _cast(low, real)), max(high, _cast(high, real)))
-        inside = (numbers >= low) & (numbers <= high)
-        wrong = numbers[~inside]
-        return str(wrong.reshape(-1)[0].item()) if wrong.numel() else None
-
-    def _make(self, example: Any, want: Want, draw: Callable[[tuple[int, ...]], torch.Tensor]) -> Any:
-        if not isinstance(example, torch.Tensor):
-            return type(self).number(draw(()).item())
-        if example.is_complex():
-            return torch.view_as_complex(draw((*want.shape, 2)).to(example.dtype.to_real()).contiguous())
-        return draw(want.shape).to(example.dtype)
-
-    @staticmethod
-    def number(value: float) -> float:
-        return float(value)
-
-    def specials(self, example: Any) -> list[Special]:
-        low, high = self._bounds(example)
-        corners = [low, high] + [value for value in (0, 1, -1) if low < value < high]
-        made: list[Special] = [(_spell(value), self._constant(example, value)) for value in corners]
-        if isinstance(example, torch.Tensor) and low < high:
-            made.insert(2, ("lower and upper bound mixed", self._mixed(example, low, high)))
-        return made
-
-    def _bounds(self, example: Any) -> tuple[float, float]:
-        del example
-        return self.low, self.high
-
-    def _constant(self, example: Any, value: float) -> Callable[[Want], Any]:
-        return lambda want: self._make(example, want, lambda shape: _full(shape, value))
-
-    def _mixed(self, example: Any, low: float, high: float) -> Callable[[Want], Any]:
-        def make(want: Want) -> Any:
-            def draw(shape: tuple[int, ...]) -> torch.Tensor:
-                coin = torch.rand(shape, generator=want.generator) < 0.5
-                return torch.where(coin, _full(shape, low), _full(shape, high))
-
-            return self._make(example, want, draw)
-
-        return make
-
-
-def _full(shape: tuple[int, ...], value: float) -> torch.Tensor:
-    return torch.full(shape, value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
-
-
-def _cast(value: float, dtype: torch.dtype) -> float:
-    return float(torch.tensor(value, dtype=dtype))
-
-
-def _spell(value: float) -> str:
-    if value in (0, 1):
-        return "ones" if value else "zeros"
-    return f"all {value:.6g}" if abs(value) < 1e6 else f"all {value}"
-
-
-@dataclass(frozen=True)
-class _Floats(_Range):
-    def mismatch(self, example: Any) -> str | None:
-        if isinstance(example, torch.Tensor) and (example.is_floating_point() or example.is_complex()):
-            real = example.dtype.to_real() if example.is_complex() else example.dtype
-            limit = torch.finfo(real).max
-            if max(abs(self.low), abs(self.high)) > limit:
-                return f"the bounds exceed what the dtype holds, ±{limit:g}; use bounds within that"
-            if inward(float(self.low), float(self.high), real) is None:
-                return "the dtype has no number between the bounds; widen them"
-            return None
-        if isinstance(example, torch.Tensor):
-            return "use booleans()" if example.dtype is torch.bool else "use integers(low, high)"
-        if isinstance(example, float):
-            return None
-        if is_int(example):
-            return "use integers(low, high), or pass the example as a float"
-        return f"floats describes floating tensors and Python floats; {_scalar_remedy(example)}"
-
-    def _bounds(self, example: Any) -> tuple[float, float]:
-        low, high = float(self.low), float(self.high)
-        if not isinstance(example, torch.Tensor):
-            return low, high
-        bounds = inward(low, high, example.dtype.to_real() if example.is_complex() else example.dtype)
-        assert bounds is not None, "mismatch() lets no such range through"
-        return bounds
-
-    def random(self, example: Any, want: Want) -> Any:
-        low, high = self._bounds(example)
-        style = want.below(3)
-
-        def draw(shape: tuple[int, ...]) -> torch.Tensor:
-            part = torch.rand(shape, dtype=torch.float64, generator=want.generator)
-            if style == 1:  # a narrow window, so that means and sums do not all end up in the middle
-                centre, width = want.uniform(), 10 ** want.uniform(-3, 0)
-                part = (centre + width * (part - 0.5)).clamp(0, 1)
-            if style == 2:  # small magnitudes, which a uniform draw over a wide range never shows
-                largest = max(abs(low), abs(high))
-                size = largest * 10 ** (-4 * part)
-                coin = torch.rand(shape, generator=want.generator) < 0.5
-                return torch.where(coin, size, -size).clamp(low, high)
-            return (low * (1 - part) + high * part).clamp(low, high)
-
-        return self._make(example, want, draw)
-
-    def _make(self, example: Any, want: Want, draw: Callable[[tuple[int, ...]], torch.Tensor]) -> Any:
-        made = super()._make(example, want, draw)
-        return self._inside(example, made) if isinstance(made, torch.Tensor) else made
-
-    def _inside(self, example: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-        """Rounding to the dtype may have left the range by one step."""
-        low, high = self._bounds(example)
-        numbers = as_numbers(made)
-        if not ((numbers < low) | (numbers > high)).any():
-            return made
-        numbers = numbers.clamp(low, high)
-        if made.is_complex():
-            return torch.view_as_complex(numbers.to(made.dtype.to_real()))
-        return numbers.to(made.dtype)
-
-
-@dataclass(frozen=True)
-class _Integers(_Range):
-    def mismatch(self, example: Any) -> str | None:
-        if is_int(example):
-            return None
-        if not isinstance(example, torch.Tensor):
-            remedy = "use floats(low, high)" if isinstance(example, float) else _scalar_remedy(example)
-            return f"integers describes tensors and Python integers; {remedy}"
-        if example.dtype is torch.bool:
-            return "use booleans()"
-        if example.is_complex():
-            return "use floats(low, high)"
-        info = torch.finfo(example.dtype) if example.is_floating_point() else torch.iinfo(example.dtype)
-        if self.low < info.min or self.high > info.max:
-            return f"the bounds exceed what the dtype holds, {info.min:g} to {info.max:g}; use bounds within that"
-        return None
-
-    @staticmethod
-    def number(value: float) -> int:
-        return int(value)
-
-    def random(self, example: Any, want: Want) -> Any:
-        low, high = int(self.low), int(self.high)
-        if want.below(3) == 0:  # now and then a small window
-            width = max(1, (high - low) // 10)
-            low = low + want.below(max(1, high - low - width + 1))
-            high = min(int(self.high), low + width)
-        stop = min(high + 1, 2**63 - 1)  # the largest bound that randint takes
-        return self._make(
-            example, want, lambda shape: torch.randint(low, max(stop, low + 1), shape, generator=want.generator)
-        )
 
 
 @dataclass(frozen=True)
@@ -308,11 +94,6 @@ class _SampledFrom(Domain):
         return [(f"all {one}", partial(_filled, one, example.dtype)) for one in self.elements]
 
 
-def constantly(value: Any) -> Callable[[Want], Any]:
-    """A draw that always gives the value."""
-    return lambda _: value
-
-
 def _filled(value: complex, dtype: torch.dtype, want: Want) -> torch.Tensor:
     return torch.full(want.shape, value, dtype=dtype)
 
@@ -351,14 +132,6 @@ def _holds(dtype: torch.dtype, value: Any) -> bool:
         return not math.isfinite(value) or abs(value) <= torch.finfo(dtype).max
     info = torch.iinfo(dtype)
     return is_int(value) and info.min <= value <= info.max
-
-
-def _scalar_remedy(example: Any) -> str:
-    if isinstance(example, bool):
-        return "for a flag use booleans()"
-    if example is None:
-        return "to draw values for an argument that is None in the example, pass an example that has it"
-    return "use sampled_from([...])"
 
 
 @dataclass(frozen=True)
@@ -401,7 +174,7 @@ def floats(low: float, high: float) -> Domain:
             msg = f"floats({low!r}, {high!r}): {name} is not a finite number; for NaN or inf use sampled_from([...])"
             raise UsageError(msg)
     _ordered("floats", low, high)
-    return _Floats(low, high)
+    return Floats(low, high)
 
 
 def integers(low: int, high: int) -> Domain:
@@ -419,7 +192,7 @@ def integers(low: int, high: int) -> Domain:
             msg = f"integers({low!r}, {high!r}): {name} is not a 64-bit integer"
             raise UsageError(msg)
     _ordered("integers", low, high)
-    return _Integers(low, high)
+    return Integers(low, high)
 
 
 def _ordered(name: str, low: float, high: float) -> None:

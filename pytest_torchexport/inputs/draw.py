@@ -167,11 +167,11 @@ class _Drawer:
             value = variable.fit(maker(want))
             return value, digest(value)
         shape = self.sizes.shape(variable.name, plan.sizes) or tuple(example.shape)
-        if maker is None and shape == tuple(example.shape):
-            return example, variable.unchanged
         ceiling = None
-        if not (variable.declared or example.is_floating_point() or example.is_complex() or not example.numel()):
-            ceiling = self.sizes.ceiling(plan.sizes, int(variable.numbers.max()))
+        if not variable.declared and variable.largest is not None:
+            ceiling = self.sizes.ceiling(plan.sizes, variable.largest)
+        if maker is None and ceiling is None and shape == tuple(example.shape):
+            return example, variable.unchanged
         want = Want(dense_shape(example, shape), want.generator, ceiling)
         numbers = refit(variable.numbers, want.shape) if maker is None else maker(want)
         if ceiling is not None:

@@ -6,17 +6,20 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs.derive import annotated, derive, may_be_none
-from pytest_torchexport.inputs.domain import Domain, Optional
-from pytest_torchexport.inputs.values import can_vary, dense
+from pytest_torchexport.inputs.domain import Optional
+from pytest_torchexport.inputs.values import as_numbers, can_vary, dense
 from pytest_torchexport.inputs.whole import as_domain, fit
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, signature_of
+
+if TYPE_CHECKING:
+    from pytest_torchexport.inputs.base import Domain
 
 
 def digest(value: Any) -> bytes:
@@ -44,6 +47,7 @@ class Variable:
         declared: whether the user declared the domain.
         numbers: the example's dense values; None if the domain gives the value as a whole or it is no tensor.
         unchanged: fingerprint of the example's value.
+        largest: the example's largest value, if it holds integers.
     """
 
     paths: tuple[str, ...]
@@ -52,12 +56,17 @@ class Variable:
     declared: bool
     numbers: torch.Tensor | None
     unchanged: bytes
+    largest: int | None
 
     @classmethod
     def at(cls, paths: tuple[str, ...], example: Any, domain: Domain, *, declared: bool) -> Variable:
         """The variable, with what is read from the example once."""
         numbers = dense(example) if not domain.whole and can_vary(example) else None
-        return cls(paths, example, domain, declared, numbers, digest(example if numbers is None else numbers))
+        unchanged = digest(example if numbers is None else numbers)
+        largest = None
+        if numbers is not None and numbers.numel() and not (numbers.is_floating_point() or numbers.is_complex()):
+            largest = int(as_numbers(numbers).max())
+        return cls(paths, example, domain, declared, numbers, unchanged, largest)
 
     @property
     def pattern(self) -> Any:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from pytest_torchexport.errors import UsageError
-from pytest_torchexport.inputs.domain import ACCEPTED, Domain, Optional, is_int, same_kind
+from pytest_torchexport.inputs.base import Domain, is_int
+from pytest_torchexport.inputs.domain import ACCEPTED, Optional, same_kind
 from pytest_torchexport.inputs.values import Want, can_vary
 from pytest_torchexport.subject import containers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _BATCH = 32
 """Values drawn from a strategy at a time: the first few that Hypothesis gives are always its simplest ones."""
@@ -116,7 +117,7 @@ class _FromStrategy(Domain):
     def __init__(self, path: str, strategy: Any, seed: int) -> None:
         self.path = path
         self.strategy = strategy
-        self._batches = self._draw(seed)
+        self._batches = map(self._draw, count(seed))
         self._ready: list[Any] = []
 
     def __str__(self) -> str:
@@ -126,31 +127,30 @@ class _FromStrategy(Domain):
         del example
         return None
 
-    def _draw(self, seed: int) -> Iterator[list[Any]]:
-        """Values batch by batch, through Hypothesis' public way to run a test that never fails."""
+    def _draw(self, seed: int) -> list[Any]:
+        """A batch of values, through Hypothesis' public way to run a test: one that never fails and keeps them."""
         import hypothesis  # noqa: PLC0415 - optional; who passes a strategy has it
 
-        for number in count(seed):
-            drawn: list[Any] = []
+        drawn: list[Any] = []
 
-            @hypothesis.seed(number)
-            @hypothesis.settings(
-                database=None,
-                max_examples=_BATCH,
-                phases=[hypothesis.Phase.generate],
-                deadline=None,
-                suppress_health_check=list(hypothesis.HealthCheck),
-            )
-            @hypothesis.given(self.strategy)
-            def collect(value: Any, into: list[Any] = drawn) -> None:
-                into.append(value)
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            database=None,
+            max_examples=_BATCH,
+            phases=[hypothesis.Phase.generate],
+            deadline=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(self.strategy)
+        def collect(value: Any) -> None:
+            drawn.append(value)
 
-            try:
-                collect()
-            except hypothesis.errors.Unsatisfiable as error:
-                msg = f"inputs[{self.path!r}]: the strategy {self} has no value: {error}"
-                raise UsageError(msg) from error
-            yield drawn
+        try:
+            collect()
+        except hypothesis.errors.Unsatisfiable as error:
+            msg = f"inputs[{self.path!r}]: the strategy {self} has no value: {error}"
+            raise UsageError(msg) from error
+        return drawn
 
     def random(self, example: Any, want: Want) -> Any:
         if not self._ready:
