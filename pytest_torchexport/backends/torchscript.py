@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,14 +154,14 @@ class _TorchScript(Backend):
         """Write `model.pt` with `torch.jit.save`."""
         path = directory / "model.pt"
         with capture():
-            torch.jit.save(program.scripted, path)
+            torch.jit.save(program.scripted, str(path))
         program.scripted = None
         return path
 
     def load(self, program: _Program, path: Path | None, request: ExportRequest) -> Exported:
         """Read `model.pt` back; its parameters become views of the model's own where they have the same bits."""
         with capture():
-            loaded = torch.jit.load(path, map_location=request.device)
+            loaded = torch.jit.load(str(path), map_location=request.device)
             if self.optimize_for_inference:
                 # Its operators cannot be serialised: what is saved is frozen, and optimised where it is loaded.
                 loaded = torch.jit.optimize_for_inference(loaded)
@@ -190,7 +191,7 @@ class Trace(_TorchScript):
         """Trace the model on the example; what is no tensor in the call becomes a constant of the trace."""
         call = request.example
         with capture() as suspicions, torch.set_grad_enabled(request.grad):
-            scripted, convention, owner = self._trace(request.model, call)
+            scripted, convention, owner = self._trace(_nameable(request.model), call)
             finished = self._finish(scripted)
         return _Program(finished, convention, suspicions, owner)
 
@@ -214,6 +215,20 @@ class Trace(_TorchScript):
         traced = torch.jit.trace(wrapped, tensors_only, **options)
         fixed = {path: leaf for path, leaf in _leaves(named).items() if not isinstance(leaf, torch.Tensor)}
         return traced, _Convention("flat", fixed, names), "model"
+
+
+def _nameable(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model, or a plain function around a callable that the tracer cannot name (a partial, an object)."""
+    if isinstance(model, (torch.nn.Module, types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
+        return model
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    signature = signature_of(model)
+    if signature is not None:
+        function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
 
 
 def _can_go_by_name(model: Callable[..., Any], call: Call) -> bool:

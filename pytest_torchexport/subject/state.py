@@ -305,22 +305,26 @@ def _identical_tensors(one: torch.Tensor, other: torch.Tensor) -> bool:
     return (one.is_floating_point() or one.is_complex()) and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def parameter_marks(model: object) -> dict[str, tuple[int, int]]:
-    """A mark for each parameter that changes when its values do: version counter and checksum of the bits."""
+def parameter_marks(model: object) -> dict[str, tuple[int, float, int]]:
+    """A mark for each parameter that changes when its values do: version counter, sum, checksum of the bits."""
     return {
-        name: (parameter._version, _checksum(parameter.detach()))
+        name: (parameter._version, *_checksum(parameter.detach()))
         for root in _roots(model)
         for name, parameter in root.named_parameters()
     }
 
 
-def _checksum(tensor: torch.Tensor) -> int:
-    """A checksum of the tensor's bits, on its device and without a copy; 0 for a layout that has none."""
+def _checksum(tensor: torch.Tensor) -> tuple[float, int]:
+    """Sum and checksum, on the tensor's device and without a copy; zeros for a layout that has none.
+
+    The checksum is an exclusive or: alone it would not see every element of a constant tensor change alike.
+    """
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or not tensor.numel():
-        return 0
-    if hasattr(torch, "hash_tensor"):
-        return int(torch.hash_tensor(tensor).view(torch.int64))
-    return hash((float(tensor.sum()), float(tensor.flatten()[::7].sum())))
+        return 0.0, 0
+    number = tensor.abs() if tensor.is_complex() else tensor
+    total = float(number.sum()) if number.dtype is not torch.bool else float(number.count_nonzero())
+    checksum = int(torch.hash_tensor(tensor).view(torch.int64)) if hasattr(torch, "hash_tensor") else 0
+    return (0.0 if total != total else total), checksum  # noqa: PLR0124 NaN is not equal to itself
 
 
 def fingerprint(model: object, *extra: Any) -> str | None:

@@ -1,0 +1,223 @@
+"""A test for backends, third-party ones too: right programs pass, and every planted fault turns the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure
+from pytest_torchexport.backends.registry import make_backend
+from pytest_torchexport.check import Policy, Subject, Surroundings, run
+from pytest_torchexport.errors import BackendUnavailable
+from pytest_torchexport.outcome import Outcome, Verdict
+
+
+class Scorer(nn.Module):
+    """Two outputs, one of which depends on a condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of shape (n, 4) and their sums of shape (n,)."""
+        hidden = self.linear(x)
+        scores = torch.where(hidden.sum() > 0, torch.tanh(hidden), hidden - 1)
+        return scores, scores.sum(dim=1) + bias
+
+
+class Average(nn.Module):
+    """A running mean in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The input less the mean of what came before."""
+        out = x - self.mean
+        self.mean.mul_(0.5).add_(x.mean(dim=0), alpha=0.5)
+        return out
+
+
+class InPlace(nn.Module):
+    """An argument that is written to."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Twice the input, which is counted up."""
+        x.add_(1.0)
+        return x * 2.0
+
+
+class _OneBranch(Scorer):
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = torch.tanh(self.linear(x))
+        return scores, scores.sum(dim=1) + bias
+
+
+class _OtherWeight(Scorer):
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.nn.functional.linear(x, self.linear.weight * 1.001, self.linear.bias)
+        scores = torch.where(hidden.sum() > 0, torch.tanh(hidden), hidden - 1)
+        return scores, scores.sum(dim=1) + bias
+
+
+class _SwappedOutputs(Scorer):
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.linear(x)
+        scores = torch.where(hidden.sum() > 0, torch.tanh(hidden), hidden - 1)
+        return scores.sum(dim=1) + bias, scores
+
+
+class _OtherDtype(Scorer):
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.linear(x)
+        scores = torch.where(hidden.sum() > 0, torch.tanh(hidden), hidden - 1)
+        return scores, (scores.sum(dim=1) + bias).to(torch.float64)
+
+
+class _DroppedOutput(Scorer):
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor]:  # type: ignore[override]
+        hidden = self.linear(x)
+        scores = torch.where(hidden.sum() > 0, torch.tanh(hidden), hidden - 1)
+        return (scores,)
+
+
+class _LostUpdate(Average):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - self.mean
+
+
+class _LostMutation(InPlace):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 1.0) * 2.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A program that is wrong in one way: exported in place of the right model."""
+
+    name: str
+    right: type[nn.Module]
+    wrong: type[nn.Module]
+
+
+FAULTS = (
+    Fault("a dropped branch", Scorer, _OneBranch),
+    Fault("a changed weight", Scorer, _OtherWeight),
+    Fault("swapped outputs", Scorer, _SwappedOutputs),
+    Fault("a changed dtype", Scorer, _OtherDtype),
+    Fault("a dropped output", Scorer, _DroppedOutput),
+    Fault("a lost buffer update", Average, _LostUpdate),
+    Fault("a missing argument mutation", InPlace, _LostMutation),
+)
+"""The ways to be wrong that a backend's program must not hide."""
+
+_RIGHT = (Scorer, Average, InPlace)
+
+
+class Planted(Backend):
+    """A backend that exports a faulty program in place of the user's.
+
+    The faulty module shares the parameters, buffers and attributes of the right one.
+
+    Args:
+        inner: the backend that makes the program.
+        wrong: class of the faulty module.
+    """
+
+    name = "planted"
+
+    def __init__(self, inner: Backend, wrong: type[nn.Module]) -> None:
+        self.inner, self.wrong = inner, wrong
+
+    @property
+    def id(self) -> str:
+        """The inner backend's."""
+        return self.inner.id
+
+    @property
+    def structure(self) -> Structure:  # type: ignore[override]
+        """The inner backend's."""
+        return self.inner.structure
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """As the inner backend."""
+        return self.inner.unavailable(device)
+
+    def export(self, request: ExportRequest) -> Any:
+        """Export the faulty module."""
+        return self.inner.export(self._faulty(request))
+
+    def save(self, program: Any, directory: Path) -> Path | None:
+        """As the inner backend."""
+        return self.inner.save(program, directory)
+
+    def load(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
+        """As the inner backend."""
+        return self.inner.load(program, path, self._faulty(request))
+
+    def _faulty(self, request: ExportRequest) -> ExportRequest:
+        faulty = self.wrong.__new__(self.wrong)
+        object.__setattr__(faulty, "__dict__", vars(request.model))
+        return ExportRequest(**{**vars(request), "model": faulty})
+
+
+def subject_of(model: type[nn.Module]) -> Subject:
+    """A fresh model with fixed weights, and its example call."""
+    generator = torch.Generator().manual_seed(7)
+    made = model()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.1)
+    x = torch.rand(3, 4, generator=generator)
+    return Subject(made, (x, torch.rand(3, generator=generator)) if issubclass(model, Scorer) else (x,))
+
+
+def check_backend(backend: str | Backend, device: str = "cpu") -> list[Outcome]:
+    """Test that a backend exports, runs and compares truthfully.
+
+    The models are of the simplest kind: a condition, two outputs, a buffer that is updated, an argument that is
+    changed in place. A backend may be unable to express one of them (ONNX has no state): then the verdict must say
+    so. With a planted fault the verdict must never be `equivalent`: it would mean that the program which was run is
+    not the exported one, or that a part of its behaviour is not looked at.
+
+    Args:
+        backend: a name, a name with options, or an instance.
+        device: where to run.
+
+    Returns:
+        The outcomes, those of the right models first.
+
+    Raises:
+        BackendUnavailable: the backend or device is not here.
+        AssertionError: lists every expectation that was not met.
+    """
+    made = make_backend(backend)
+    outcomes: list[Outcome] = []
+    complaints: list[str] = []
+
+    def verdict_of(model: type[nn.Module], subject_backend: Backend, label: str) -> Outcome:
+        outcome = run(subject_of(model), Policy(subject_backend, device), Surroundings(origin=label))
+        if outcome.verdict is Verdict.SKIPPED:
+            raise BackendUnavailable(outcome.message)
+        outcomes.append(outcome)
+        return outcome
+
+    for model in _RIGHT:
+        outcome = verdict_of(model, made, model.__name__)
+        may_lack = model is not Scorer
+        accepted = {Verdict.EQUIVALENT, Verdict.MISMATCH, Verdict.REFUSED} if may_lack else {Verdict.EQUIVALENT}
+        if outcome.verdict not in accepted:
+            complaints.append(f"the right program of {model.__name__} is not accepted: {outcome.message}")
+    for fault in FAULTS:
+        outcome = verdict_of(fault.right, Planted(made, fault.wrong), fault.name)
+        if outcome.verdict in (Verdict.EQUIVALENT, Verdict.INCONCLUSIVE):
+            complaints.append(f"{fault.name} is not seen: {outcome.message}")
+    if complaints:
+        raise AssertionError("\n".join([f"backend {made.id!r} on {device}:", *complaints]))
+    return outcomes
