@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure
+from pytest_torchexport.backends import torch_warnings
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion
+from pytest_torchexport.backends.convention import grouped_shapes
 from pytest_torchexport.backends.onnx_session import Interface, OnnxProgram, leaves, unavailable
 from pytest_torchexport.errors import ExportRefused
-from pytest_torchexport.outcome import NotChecked
-from pytest_torchexport.subject.call import as_module, signature_of
+from pytest_torchexport.outcome import Cause, NotChecked
+from pytest_torchexport.subject.call import as_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +28,12 @@ _EXPORTER = r"(torch\.(onnx|export|_export|fx|utils\._pytree)|onnxscript|onnx_ir
 
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
+# How torch.export's warnings about the program start, and what they mean for it.
+_WARNINGS = (
+    (r"The tensor attributes? self\.", Cause.LOST_STATE),
+    (r"While compiling, we found certain side effects", Cause.LOST_STATE),
+)
+
 
 @dataclass
 class _Program:
@@ -35,6 +43,7 @@ class _Program:
     interface: Interface
     messages: list[str]
     captured: str
+    suspicions: list[Suspicion]
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,11 @@ class Onnx(Backend):
 
     def export(self, request: ExportRequest) -> _Program:
         """Export as a user would, quietly, and note which graph input belongs to which argument."""
-        call = request.example
+        call, shapes = request.example, request.dynamic_shapes
         # Without keyword arguments the exporter takes a dict in the last place for them.
         args = (*call.args, {}) if not call.kwargs and call.args and isinstance(call.args[-1], dict) else call.args
         table = None if self.custom_translation_table is None else dict(self.custom_translation_table)
-        with _quiet() as messages:
+        with torch_warnings.noted(_WARNINGS) as suspicions, _quiet() as messages:
             try:
                 program = torch.onnx.export(
                     as_module(request.model),
@@ -88,18 +97,17 @@ class Onnx(Backend):
                     dynamo=True,
                     opset_version=self.opset,
                     optimize=self.optimize,
-                    dynamic_shapes=_dynamic_shapes(request),
+                    dynamic_shapes=None if shapes is None else grouped_shapes(request.model, call, shapes),
                     custom_translation_table=table,
                     external_data=self.external_data,
                     verbose=False,
                 )
             except torch.onnx.OnnxExporterError as error:
-                raise _explained(error) from error
-        if program is None:
-            msg = "torch.onnx.export returned no program"
-            raise RuntimeError(msg)
+                _explain(error)
+                raise
+        assert program is not None
         captured = str(getattr(program, "_capture_strategy", None))
-        return _Program(program, _interface(program, request), messages, captured)
+        return _Program(program, _interface(program, request), messages, captured, suspicions)
 
     def save(self, program: _Program, directory: Path) -> Path | None:
         """Write `model.onnx`, the weights beside it, and the table of its inputs."""
@@ -108,7 +116,7 @@ class Onnx(Backend):
             program.onnx.save(path, external_data=self.external_data)
         program.interface.write(path)
         program.messages += messages
-        # What was exported holds the weights a second time.
+        # It may hold folded constants as large as the weights.
         program.onnx = None
         return path
 
@@ -120,6 +128,7 @@ class Onnx(Backend):
         loaded = OnnxProgram(path, request, self.provider)
         if program is not None:
             loaded.details |= {"exporter said": program.messages, "captured by": program.captured}
+            loaded.suspicions = program.suspicions
         if self.opset is not None and loaded.details["opset"] != self.opset:
             why = f"the exporter could not convert the model, the file has opset {loaded.details['opset']}"
             loaded.not_checked.append(NotChecked(f"opset {self.opset}", why))
@@ -157,27 +166,6 @@ def _quiet() -> Iterator[list[str]]:
     finally:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
-
-
-def _dynamic_shapes(request: ExportRequest) -> dict[str, Any] | None:
-    """The request's shapes, which name the parts of `*args` one by one, as torch.export groups them."""
-    if request.dynamic_shapes is None:
-        return None
-    signature = signature_of(request.model)
-    if signature is None:
-        return dict(request.dynamic_shapes)
-    shapes = request.dynamic_shapes
-    bound = signature.bind(*request.example.args, **request.example.kwargs).arguments
-    grouped: dict[str, Any] = {}
-    for name, value in bound.items():
-        kind = signature.parameters[name].kind
-        if kind is kind.VAR_POSITIONAL:
-            grouped[name] = tuple(shapes.get(f"{name}_{index}") for index in range(len(value)))
-        elif kind is kind.VAR_KEYWORD:
-            grouped[name] = {key: shapes.get(key) for key in value}
-        else:
-            grouped[name] = shapes.get(name)
-    return grouped
 
 
 def _interface(program: Any, request: ExportRequest) -> Interface:
@@ -225,12 +213,12 @@ def _kind(exported: Any, arg: Any) -> str:
     return "complex" if isinstance(value, torch.Tensor) and value.is_complex() else "tensor"
 
 
-def _explained(error: Exception) -> Exception:
-    """The exporter's error; in the user's words where its own lead nowhere."""
+def _explain(error: Exception) -> None:
+    """Raise what the exporter means in the user's words, where its own lead nowhere."""
     found = re.search(r"'(int|float|bool|str)' object has no attribute 'name'", str(error))
-    if found is None or "translating node return" not in str(error):
-        return error
-    return ExportRefused(
-        f"the model returns a Python {found[1]} that does not depend on its inputs, and an ONNX graph can return "
-        "tensors only: leave it out of the output, or return it as a tensor"
-    )
+    if found is not None and "translating node return" in str(error):
+        msg = (
+            f"the model returns a Python {found[1]} that does not depend on its inputs, and an ONNX graph can return "
+            "tensors only: leave it out of the output, or return it as a tensor"
+        )
+        raise ExportRefused(msg) from error

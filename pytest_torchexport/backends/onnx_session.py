@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from pytest_torchexport.backends.base import Exported, ExportRequest, FlatOutput
-from pytest_torchexport.errors import ConventionError
+from pytest_torchexport.backends.convention import Convention
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
-from pytest_torchexport.subject.call import Call, positional_names, signature_of
-from pytest_torchexport.subject.state import identical
+from pytest_torchexport.subject.call import Call, positional_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 INSTALL = "pip install 'pytest-torchexport[onnx]'"
@@ -98,20 +97,20 @@ class Leaf:
         return self.argument + self.path
 
 
-def leaves(model: Any, call: Call, *, defaults: bool = False) -> list[Leaf]:
+def leaves(model: Any, call: Call, whole: Collection[str] = ()) -> list[Leaf]:
     """The leaves of a call in its own order: positional arguments, then keywords as they are passed.
 
     Args:
         model: the model, for the names of the positional arguments.
         call: the call.
-        defaults: add the default values of arguments that the call leaves out, behind the others.
+        whole: arguments that are not taken apart.
     """
     named = dict(zip(positional_names(model, call), call.args, strict=True)) | dict(call.kwargs)
-    if defaults and (signature := signature_of(model)) is not None:
-        for name, parameter in signature.parameters.items():
-            if parameter.default is not parameter.empty:
-                named.setdefault(name, parameter.default)
-    return [Leaf(name, path, leaf) for name, value in named.items() for path, leaf in containers.leaves(value)]
+    return [
+        Leaf(name, path, leaf)
+        for name, value in named.items()
+        for path, leaf in ([("", value)] if name in whole else containers.leaves(value))
+    ]
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,13 @@ class Interface:
         complex_inputs: names of the inputs that hold a complex tensor as pairs of real numbers.
         outputs: what each of the graph's outputs is to eager: `tensor`, `complex` (pairs of real numbers), or
             `number` (a Python number that is computed at run time). Empty if all are tensors.
+        sequences: arguments that the graph takes whole, as sequences of tensors.
     """
 
     inputs: dict[str, str]
     complex_inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    sequences: list[str] = field(default_factory=list)
 
     def write(self, model: Path) -> None:
         """Write it beside the ONNX file."""
@@ -146,36 +147,36 @@ class OnnxProgram(Exported):
         path: the file; its interface and its external data lie beside it.
         request: what was exported.
         provider: the execution provider that the user asks for; None for the device's own.
+        example: the call in the form in which the exporter saw it; None for the request's own.
     """
 
-    def __init__(self, path: Path, request: ExportRequest, provider: str | None) -> None:
+    def __init__(self, path: Path, request: ExportRequest, provider: str | None, example: Call | None = None) -> None:
         super().__init__()
+        example = example or request.example
         self._device = request.device
         self._model = request.model
         self._interface = Interface.read(path)
-        self._fixed = {
-            leaf.key: leaf
-            for leaf in leaves(request.model, request.example, defaults=True)
-            if leaf.key not in self._interface.inputs
-        }
         self._session = _open(path, request.device, provider)
         self._types = {one.name: one.type for one in self._session.get_inputs()}
-        self._names = [one.name for one in self._session.get_outputs()]
-        self._sequences = any("seq(" in one.type for one in (*self._session.get_inputs(), *self._session.get_outputs()))
+        self._outputs = self._session.get_outputs()
+        given = leaves(self._model, example)
+        fed = {key for key, name in self._interface.inputs.items() if name in self._types}
+        numbers = [i for i, leaf in enumerate(given) if leaf.key in fed and not isinstance(leaf.value, torch.Tensor)]
+        self._convention = Convention(self._model, example, frozenset(numbers))
         self.details.update(_facts(path), **_runtime_facts(self._session))
-        self._account()
+        self._account(given, fed)
 
-    def _account(self) -> None:
-        known = set(self._interface.inputs.values())
-        if orphans := [name for name in self._types if name not in known]:
+    def _account(self, given: list[Leaf], fed: set[str]) -> None:
+        known = self._interface.inputs
+        if orphans := [name for name in self._types if name not in known.values()]:
             msg = f"the graph asks for {', '.join(orphans)}, which belongs to no argument of the model"
             raise RuntimeError(msg)
-        pruned = [key for key, name in self._interface.inputs.items() if name not in self._types]
-        if pruned:
-            why = "the exporter removed it from the graph, which does not depend on it; the program ignores its value"
-            self.not_checked += [NotChecked(f"argument {key}", why) for key in pruned]
-        if self._fixed:
-            what = f"other values of {', '.join(self._fixed)}"
+        tensors = {leaf.key for leaf in given if isinstance(leaf.value, torch.Tensor)}
+        why = "the graph does not use it and the exporter removed it: the program runs without"
+        self.not_checked += [NotChecked(f"argument {key}", why) for key in known if key in tensors - fed]
+        whole = self._interface.sequences
+        if fixed := [leaf.key for leaf in given if leaf.key not in tensors | fed and leaf.argument not in whole]:
+            what = f"other values of {', '.join(fixed)}"
             self.not_checked.append(NotChecked(what, "the export fixed them: an ONNX graph takes tensors only"))
         if self._interface.complex_inputs or "complex" in self._interface.outputs:
             self.details["complex"] = "passed as pairs of real numbers, ONNX has no complex tensors"
@@ -191,8 +192,8 @@ class OnnxProgram(Exported):
         Raises:
             ConventionError: an argument differs from what the export fixed, or is missing.
         """
-        feeds = self._feeds(leaves(self._model, Call(args, kwargs), defaults=True))
-        if self._sequences:
+        feeds = self._feeds(args, kwargs)
+        if self._interface.sequences or any(one.type.startswith("seq(") for one in self._outputs):
             # Only the plain call can carry sequences.
             plain = {name: _numpy(value) for name, value in feeds.items()}
             results = [_from_numpy(value, self._device) for value in self._session.run(None, plain)]
@@ -201,26 +202,21 @@ class OnnxProgram(Exported):
             results = [_tensor(value, self._device) for value in self._session.run_with_ort_values(None, values)]
         kinds = self._interface.outputs or ["tensor"] * len(results)
         named: dict[str, Any] = {}
-        for name, result, kind in zip(self._names, results, kinds, strict=True):
-            named[_unused(name, named)] = _as_eager(result, kind)
+        for one, result, kind in zip(self._outputs, results, kinds, strict=True):
+            named[_unused(one.name, named)] = _as_eager(result, kind)
         return FlatOutput(named)
 
-    def _feeds(self, given: list[Leaf]) -> dict[str, Any]:
-        inputs = self._interface.inputs
-        found: dict[str, Leaf] = {leaf.key: leaf for leaf in given}
-        for leaf in given:
-            if leaf.key in inputs:
-                if leaf.value is None or isinstance(leaf.value, str):
-                    raise _cannot(leaf, "is a tensor of the ONNX graph, which has no optional inputs")
-            elif leaf.key not in self._fixed:
-                raise _cannot(leaf, "was not there when the model was exported, the ONNX graph has no input for it")
-            elif not identical(leaf.value, fixed := self._fixed[leaf.key].value):
-                raise _cannot(leaf, f"was {containers.describe(fixed, 60)} at export, which fixed it: not an input")
-        for key in inputs:
-            if key not in found:
-                reason = f"argument {key} is an input of the ONNX graph and has to be passed: inputs are not optional"
-                raise ConventionError(key, reason)
-        return {name: self._feed(found[key].value, name) for key, name in inputs.items() if name in self._types}
+    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The graph's inputs by name."""
+        if not self._interface.sequences:
+            # The length of a sequence is free, all else in a call has the form of the example.
+            args, kwargs = self._convention.arrange(args, kwargs)
+        feeds: dict[str, Any] = {}
+        for leaf in leaves(self._model, Call(args, kwargs), self._interface.sequences):
+            name = self._interface.inputs.get(leaf.key, "")
+            if name in self._types:
+                feeds[name] = self._feed(leaf.value, name)
+        return feeds
 
     def _feed(self, value: Any, name: str) -> Any:
         if isinstance(value, (list, tuple)):
@@ -232,11 +228,6 @@ class OnnxProgram(Exported):
     def close(self) -> None:
         """Release the session with its weights."""
         del self._session
-
-
-def _cannot(leaf: Leaf, why: str) -> ConventionError:
-    reason = f"argument {leaf.key} {why}; the call passes {containers.describe(leaf.value, 60)}"
-    return ConventionError(leaf.argument, reason)
 
 
 def _unused(name: str, taken: Mapping[str, Any]) -> str:
@@ -287,7 +278,8 @@ def _open(path: Path, device: torch.device, provider: str | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if wanted != _PROVIDERS["cpu"]:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     own = {"device_id": str(device.index or 0)} if wanted == _PROVIDERS["cuda"] else {}
     # Without this, a provider that fails is replaced by the CPU, which says so on stdout only.
     session = onnxruntime.InferenceSession(str(path), options, providers=[(wanted, own)], enable_fallback=0)

@@ -36,6 +36,8 @@ _CHECK_FAILED = r"(Output nr \d+\. of the traced function does not match|Trace h
 """What tracing says after it has run its own check: about the whole program, from a line inside torch."""
 
 _EXPORTER_CAUSES: tuple[tuple[str, Cause], ...] = (
+    (r"ONNX Preprocess - Removing mutation from node \S+ on block input: '\d+'", Cause.LOST_MUTATION),
+    (r"ONNX Preprocess - Removing mutation", Cause.LOST_STATE),
     (r"This model contains a squeeze operation on dimension", Cause.BAKED_SHAPE),
     (r"Exporting a model to ONNX with a batch_size other than 1", Cause.BAKED_SHAPE),
     (r"The model seems to have string inputs", Cause.BAKED_VALUE),
@@ -46,11 +48,14 @@ _EXPORTER_CAUSES: tuple[tuple[str, Cause], ...] = (
 )
 """The same for what the legacy ONNX exporter says without a category of its own."""
 
-_ADVICE = r" (We can't record the data flow|Consider using|Recommended usage|You can safely ignore)"
+_ADVICE = (
+    r" (We can't record the data flow|Consider using|Recommended usage|You can safely ignore|\(Triggered internally)"
+)
 
 _DEPRECATIONS = (
     r"`torch\.jit\.\w+` is (deprecated|not supported in Python)",
     r"You are using the legacy TorchScript-based ONNX export",
+    r"The feature will be removed\. Please remove usage of this function",
 )
 
 
