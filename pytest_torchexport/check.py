@@ -14,6 +14,7 @@ import torch
 
 from pytest_torchexport import environment
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, FlatOutput
+from pytest_torchexport.backends.quiet import quiet
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.compare.records import Comparison, compare_records
 from pytest_torchexport.compare.tolerance import Tolerance
@@ -276,10 +277,10 @@ class _Story:
     def _export(self, snapshot: Snapshot, request: ExportRequest) -> Exported | Outcome:
         """Export, save, load. Exporting may run the model: its state is put back before anything is saved."""
         try:
-            with self._at(Stage.EXPORT), fixed_rng(self.plan.seed, self.plan.device):
+            with self._at(Stage.EXPORT), fixed_rng(self.plan.seed, self.plan.device), quiet():
                 program = self.backend.export(request)
             snapshot.restore()
-            with self._at(Stage.SAVE):
+            with self._at(Stage.SAVE), quiet():
                 path = self.backend.save(program, request.directory)
             self.facts |= {"artifact": path and str(path), "artifact_bytes": path and _size(path)}
             with self._at(Stage.LOAD):

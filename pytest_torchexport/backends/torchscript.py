@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion
+from pytest_torchexport.backends.convention import Convention
 from pytest_torchexport.backends.sharing import share_parameters
 from pytest_torchexport.backends.tracer_warnings import capture
-from pytest_torchexport.errors import ConventionError
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, as_module, bind, signature_of
@@ -22,29 +22,25 @@ from pytest_torchexport.subject.state import identical, script_attributes, write
 
 @dataclass
 class _Program:
-    """A TorchScript program before it is saved, with how it is called."""
+    """A TorchScript program with how it is called.
+
+    Attributes:
+        scripted: the program; None once it is saved.
+        call: the loaded program called with a call's arguments.
+        suspicions: what the tracer warned about.
+        constants: arguments that the trace holds as constants.
+        owner: name of the submodule that is the user's model, where the tracer was given a module around it.
+    """
 
     scripted: Any
-    convention: _Convention
+    call: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
     suspicions: list[Suspicion]
+    constants: tuple[str, ...] = ()
     owner: str = ""
 
 
-@dataclass(frozen=True)
-class _Convention:
-    """How a call of the model becomes a call of the program.
-
-    Attributes:
-        style: `as given` passes the arguments on; `filled` passes every argument by name, with the defaults that a
-            function loses when it is saved; `by name` passes the tensor arguments as keywords; `flat` passes every
-            tensor of the call by position.
-        fixed: the values that the trace holds as constants, by argument or path.
-        names: the arguments of a call by name.
-    """
-
-    style: str
-    fixed: Mapping[str, Any]
-    names: Callable[[Call], Mapping[str, Any]]
+def _as_given(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return loaded(*args, **kwargs)
 
 
 class _Tensors(torch.nn.Module):
@@ -79,36 +75,15 @@ class _ScriptExported(Exported):
     def __init__(self, loaded: Any, program: _Program) -> None:
         super().__init__()
         self._loaded = loaded
-        self._convention = program.convention
+        self._call = program.call
         self._prefix = f"{program.owner}." if program.owner else ""
         self.suspicions = program.suspicions
-        if program.convention.fixed:
-            names = ", ".join(program.convention.fixed)
+        if program.constants:
+            names = ", ".join(program.constants)
             self.not_checked.append(NotChecked(f"other values of {names}", "the trace holds them as constants"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._convention.style == "as given":
-            return self._loaded(*args, **kwargs)
-        call = Call(args, kwargs)
-        if self._convention.style == "filled":
-            return self._loaded(**self._convention.names(call))
-        named = self._convention.names(call)
-        self._check_fixed(named)
-        if self._convention.style == "by name":
-            return self._loaded(**{name: value for name, value in named.items() if name not in self._convention.fixed})
-        return self._loaded(*(tensor for _, tensor in containers.tensors((args, kwargs))))
-
-    def _check_fixed(self, named: Mapping[str, Any]) -> None:
-        leaves = _leaves(named)
-        for path, value in self._convention.fixed.items():
-            now = leaves.get(path, value)
-            if not identical(now, value):
-                reason = f"argument {path!r} is a constant of the trace: {value!r}, the call passes {_short(now)}"
-                raise ConventionError(path, reason)
-        extra = [p for p in leaves if p not in self._convention.fixed and not isinstance(leaves[p], torch.Tensor)]
-        if extra:
-            reason = f"argument {extra[0]!r} was a tensor or left out when the model was traced, and is now another"
-            raise ConventionError(extra[0], reason)
+        return self._call(self._loaded, args, kwargs)
 
     def read_state(self) -> dict[str, Any] | None:
         if not isinstance(self._loaded, torch.nn.Module):
@@ -125,14 +100,6 @@ class _ScriptExported(Exported):
         if not isinstance(self._loaded, torch.nn.Module):
             return {}
         return {name.removeprefix(self._prefix): p for name, p in self._loaded.named_parameters()}
-
-
-def _leaves(named: Mapping[str, Any]) -> dict[str, Any]:
-    return {path: leaf for name, value in named.items() for path, leaf in containers.leaves(value, name)}
-
-
-def _short(value: Any) -> str:
-    return containers.describe(value, 60)
 
 
 @dataclass(frozen=True)
@@ -191,30 +158,39 @@ class Trace(_TorchScript):
         """Trace the model on the example; what is no tensor in the call becomes a constant of the trace."""
         call = request.example
         with capture() as suspicions, torch.set_grad_enabled(request.grad):
-            scripted, convention, owner = self._trace(_nameable(request.model), call)
-            finished = self._finish(scripted)
-        return _Program(finished, convention, suspicions, owner)
+            program = self._trace(_nameable(request.model), call)
+            program.scripted = self._finish(program.scripted)
+        program.suspicions = suspicions
+        return program
 
-    def _trace(self, model: Callable[..., Any], call: Call) -> tuple[Any, _Convention, str]:
-        def names(some: Call) -> Mapping[str, Any]:
-            return bind(model, some)
-
+    def _trace(self, model: Callable[..., Any], call: Call) -> _Program:
+        """Trace with the arguments as they are if jit.trace takes them, else by keyword, else as a list of tensors."""
         options: dict[str, Any] = {"check_trace": False, "strict": self.strict}
+        convention = Convention(model, call)
+
+        def positional(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            return loaded(*convention.arrange(args, kwargs)[0])
+
         if not call.kwargs and call.args and all(_traceable(arg) for arg in call.args):
-            return torch.jit.trace(model, call.args, **options), _Convention("as given", {}, names), ""
+            return _Program(torch.jit.trace(model, call.args, **options), positional, [])
         named = bind(model, call)
-        constants = {name: value for name, value in named.items() if not _traceable(value)}
-        if _can_go_by_name(model, call) and all(_is_default(model, n, v) for n, v in constants.items()):
-            tensors = {name: value for name, value in named.items() if name not in constants}
-            if tensors:
-                traced = torch.jit.trace(model, example_kwarg_inputs=tensors, **options)
-                return traced, _Convention("by name", constants, names), ""
+        tensors = {name: value for name, value in named.items() if _traceable(value)}
+        constants = tuple(name for name in named if name not in tensors)
+
+        def by_name(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            arranged = bind(model, Call(*convention.arrange(args, kwargs)))
+            return loaded(**{name: arranged[name] for name in tensors})
+
+        if tensors and _can_go_by_name(model, call) and all(_is_default(model, n, named[n]) for n in constants):
+            return _Program(torch.jit.trace(model, example_kwarg_inputs=tensors, **options), by_name, [], constants)
+
+        def flat(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            return loaded(*(tensor for _, tensor in containers.tensors(convention.arrange(args, kwargs))))
+
         wrapped = _Tensors(as_module(model), call)
-        tensors_only = tuple(tensor for _, tensor in containers.tensors((call.args, dict(call.kwargs))))
         wrapped.training = wrapped.model.training
-        traced = torch.jit.trace(wrapped, tensors_only, **options)
-        fixed = {path: leaf for path, leaf in _leaves(named).items() if not isinstance(leaf, torch.Tensor)}
-        return traced, _Convention("flat", fixed, names), "model"
+        parts = tuple(tensor for _, tensor in containers.tensors((call.args, dict(call.kwargs))))
+        return _Program(torch.jit.trace(wrapped, parts, **options), flat, [], constants, "model")
 
 
 def _nameable(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -256,10 +232,14 @@ class Script(_TorchScript):
         """Compile the model's source to TorchScript."""
         with capture() as suspicions:
             scripted = self._finish(torch.jit.script(request.model))
-        convention = _Convention("as given", {}, dict)
-        if not isinstance(scripted, torch.nn.Module):
-            convention = _Convention("filled", {}, lambda call: _with_defaults(request.model, call))
-        return _Program(scripted, convention, suspicions)
+        if isinstance(scripted, torch.nn.Module):
+            return _Program(scripted, _as_given, suspicions)
+
+        def filled(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            # A function loses the defaults of its parameters when it is saved.
+            return loaded(**_with_defaults(request.model, Call(args, kwargs)))
+
+        return _Program(scripted, filled, suspicions)
 
 
 def _with_defaults(model: Callable[..., Any], call: Call) -> Mapping[str, Any]:
