@@ -112,6 +112,7 @@ class Floats(_Range):
         return f"floats describes floating tensors and Python floats; {scalar_remedy(example)}"
 
     def _bounds(self, example: Any) -> tuple[float, float]:
+        """Bounds that the dtype can hold: what is drawn between them is still between them when it is rounded."""
         low, high = float(self.low), float(self.high)
         if not isinstance(example, torch.Tensor):
             return low, high
@@ -137,21 +138,6 @@ class Floats(_Range):
             return (low * (1 - part) + high * part).clamp(low, high)
 
         return self._make(example, want, draw)
-
-    def _make(self, example: Any, want: Want, draw: Callable[[tuple[int, ...]], torch.Tensor]) -> Any:
-        made = super()._make(example, want, draw)
-        return self._inside(example, made) if isinstance(made, torch.Tensor) else made
-
-    def _inside(self, example: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-        """Rounding to the dtype may have left the range by one step."""
-        low, high = self._bounds(example)
-        numbers = as_numbers(made)
-        if not ((numbers < low) | (numbers > high)).any():
-            return made
-        numbers = numbers.clamp(low, high)
-        if made.is_complex():
-            return torch.view_as_complex(numbers.to(made.dtype.to_real()))
-        return numbers.to(made.dtype)
 
 
 @dataclass(frozen=True)

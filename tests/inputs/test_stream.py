@@ -149,6 +149,22 @@ def test_a_mask_stays_a_mask_and_has_other_lengths() -> None:
     assert any(not bool(one.any()) for one in flags)
 
 
+def test_random_masks_leave_something_in_each_row_if_the_example_does() -> None:
+    made = stream(one, torch.ones(3, 5, dtype=torch.bool), count=60)
+    assert all(bool(call.args[0].any(-1).all()) for call in made if call.kind == "random")
+
+
+def test_the_stream_goes_on_as_long_as_there_is_something_new() -> None:
+    assert len(stream(one, torch.rand(2), count=400)) == 400
+
+
+def test_a_flipped_flag_stays_flipped_through_a_sequence() -> None:
+    sequences = islice(generate(two, Call((torch.rand(2), True)), None, None, seed=0, calls=3), 30)
+    flags = [[call.args[1] for call in calls] for calls in sequences]
+    assert [False] * 3 in flags
+    assert all(len(set(one)) == 1 for one in flags)
+
+
 def test_optional_and_flags_vary_in_special_draws_only() -> None:
     def model(
         x: Any, mask: torch.Tensor | None, flag: bool, mode: Literal["a", "b"], n: int, kind: Any = Mode.FAST
