@@ -160,6 +160,8 @@ def _quiet() -> Iterator[list[str]]:
         with warnings.catch_warnings():
             # The module is compared in the mode in which the user hands it over, so this is no news.
             warnings.filterwarnings("ignore", "Exporting a model while it is in training mode", UserWarning)
+            # How the exporter calls an axis of two inputs that share a Dim does not change what it exports.
+            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
             for category in (DeprecationWarning, FutureWarning):
                 warnings.filterwarnings("ignore", category=category, module=_EXPORTER)
             yield messages
