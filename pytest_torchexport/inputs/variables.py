@@ -166,7 +166,8 @@ class Variables:
             if domain is not None:
                 self.items.append(Variable.at(tuple(paths), leaf, domain, declared=told is not None))
         for name, value in self.named.items():
-            if value is not None and name in hints and may_be_none(hints[name]):
+            declared = any(_below(path, name) for path in domains)
+            if value is not None and not declared and name in hints and may_be_none(hints[name]):
                 self.absent.setdefault(name, False)
 
 

@@ -113,6 +113,19 @@ def test_optional_draws_none_and_values() -> None:
     assert all(one is None or bool((one <= 1).all()) for one in drawn)
 
 
+def test_a_declared_domain_rules_out_the_none_of_the_annotation() -> None:
+    def model(mask: torch.Tensor | None = None) -> Any:
+        return mask
+
+    def drawn(declared: Any) -> list[Any]:
+        stream = generate(model, Call((torch.ones(3, dtype=torch.long),)), declared, None, seed=0)
+        return [call.args[0] for (call,) in islice(stream, 30)]
+
+    assert any(one is None for one in drawn(None))
+    assert not any(one is None for one in drawn({"mask": integers(0, 1)}))
+    assert any(one is None for one in drawn({"mask": optional(integers(0, 1))}))
+
+
 def test_optional_gives_values_to_an_argument_that_is_none() -> None:
     mask = torch.ones(2)
     assert any(one is mask or one is not None for one in take(None, optional(sampled_from([mask]))))
