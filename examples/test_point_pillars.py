@@ -93,13 +93,13 @@ def each_cell_once(points: torch.Tensor, counts: torch.Tensor, cells: torch.Tens
 def example(pillars: int) -> tuple[torch.Tensor, ...]:
     cells = torch.randperm(GRID * GRID)[:pillars]
     return (
-        torch.randn(pillars, POINTS, 4),
+        torch.rand(pillars, POINTS, 4) * 6 - 3,
         torch.randint(1, POINTS + 1, (pillars,)),
         torch.stack([cells // GRID, cells % GRID], dim=1),
     )
 
 
-@pytest.mark.export_equivalent(backends=["onnx", "onnx-torchscript", "trace", "export"])
+@pytest.mark.export_equivalent(backends=["onnx", "onnx-torchscript", "export", "trace:strict=false"])
 def test_point_pillars(export_check):
     pillars = Dim("pillars", min=1, max=40)
     export_check(

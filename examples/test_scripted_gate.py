@@ -32,6 +32,11 @@ class Cell(nn.Module):
         return new_h, new_h
 
 
-@pytest.mark.export_equivalent(backends=["trace", "script", "compile"])
+# The other way round it does not work: torch.compile does not look into scripted modules and leaves the whole cell to
+# eager. Its results are right, but nothing was compiled, so there is nothing that an `ok` could be about.
+@pytest.mark.export_equivalent(
+    backends=["trace", "script", "compile"],
+    xfail={"compile": "nothing is compiled: torch.compile gives up on a function that calls a scripted module"},
+)
 def test_scripted_gate_in_traced_cell(export_check):
     export_check(Cell().eval(), (torch.rand(3, 4), torch.rand(3, 4)))

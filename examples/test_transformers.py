@@ -16,6 +16,9 @@ from pytest_torchexport import Export, integers
 
 transformers = pytest.importorskip("transformers")
 
+# torch.jit.trace reads every attribute of a module, a deprecated one of transformers among them.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 VOCABULARY = 100
 
 
