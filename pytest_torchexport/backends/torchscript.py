@@ -50,13 +50,11 @@ class _Tensors(torch.nn.Module):
         super().__init__()
         self.model = model
         self._call = (call.args, dict(call.kwargs))
+        self._paths = [path for path, _ in containers.tensors(self._call)]
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """Call the model with the tensors put into the places of the example's."""
-        rest = iter(tensors)
-        args, kwargs = containers.rebuild(
-            self._call, lambda leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf
-        )
+        args, kwargs = containers.replace(self._call, dict(zip(self._paths, tensors, strict=True)))
         return self.model(*args, **kwargs)
 
 

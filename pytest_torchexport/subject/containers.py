@@ -68,20 +68,21 @@ def tensors(value: Any, root: Path = "") -> Iterator[tuple[Path, torch.Tensor]]:
     return ((path, leaf) for path, leaf in leaves(value, root) if isinstance(leaf, torch.Tensor))
 
 
-def rebuild(value: Any, change: Callable[[Any], Any], memo: dict[int, Any] | None = None) -> Any:
+def rebuild(value: Any, change: Callable[[Any], Any], memo: dict[int, tuple[Any, Any]] | None = None) -> Any:
     """A copy of the containers in which every leaf is `change(leaf)`.
 
     A container or tensor that stands in two places stands in two places of the copy as well.
     """
     memo = {} if memo is None else memo
     if id(value) in memo:
-        return memo[id(value)]
+        return memo[id(value)][1]
     parts = children(value)
     if parts is None:
         copy = change(value)
     else:
         copy = _rebuild(value, [rebuild(part, change, memo) for _, part in parts])
-    memo[id(value)] = copy
+    # The original is kept beside its copy: a part that was made on the fly must not leave its id to another one.
+    memo[id(value)] = (value, copy)
     return copy
 
 
