@@ -97,7 +97,7 @@ INPUTS = {"image": floats(0.0, 1.0), "factor": integers(1, 4)}
 
 
 @pytest.mark.export_equivalent(
-    backends=["trace", "onnx-torchscript", "onnx", "compile"],
+    backends=["trace", "onnx-torchscript", "onnx"],
     xfail={
         "trace": "the factor becomes a constant",
         "onnx-torchscript": "the factor becomes a constant",

@@ -50,7 +50,7 @@ def no_empty_sequence(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> 
     return bool(attention_mask.any(dim=1).all())
 
 
-@pytest.mark.export_equivalent(backends=["trace", "compile", "export", "onnx"])
+@pytest.mark.export_equivalent(backends=["trace:strict=false", "export", "onnx"])
 def test_bert(export_check):
     export_check(bert(), kwargs=tokens(), inputs=BERT_INPUTS, dynamic_shapes=BERT_SHAPES, assume=no_empty_sequence)
 
@@ -58,7 +58,8 @@ def test_bert(export_check):
 # Why `assume` is there: without it, the inputs include a sequence of which every token is masked. Attention to nothing
 # is zero in PyTorch, but the average of all values in the ONNX model. Whether that matters is for the author to say.
 @pytest.mark.export_equivalent(
-    backends=["trace", "onnx"], xfail={"onnx": "with every token masked, attention is the average, not zero"}
+    backends=["trace:strict=false", "onnx"],
+    xfail={"onnx": "with every token masked, attention is the average, not zero"},
 )
 def test_bert_with_empty_sequence(export_check):
     export_check(bert(), kwargs=tokens(masked=8), inputs=BERT_INPUTS, dynamic_shapes=BERT_SHAPES)
