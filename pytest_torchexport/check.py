@@ -30,7 +30,7 @@ from pytest_torchexport.errors import (
 )
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
-from pytest_torchexport.reference import Reference, ReferenceStore, Trial, agrees_with_itself
+from pytest_torchexport.reference import Reference, ReferenceStore, Trial, agrees_with_itself, second_opinion
 from pytest_torchexport.subject import containers, devices
 from pytest_torchexport.subject.call import name_of, positional_names
 from pytest_torchexport.subject.run import Record, fixed_rng
@@ -207,6 +207,13 @@ def _scratch(surroundings: Surroundings) -> Iterator[Path]:
         yield Path(folder)
 
 
+@dataclass(frozen=True)
+class _Unjudged:
+    """Why an input can be neither passed nor failed."""
+
+    why: str
+
+
 @dataclass
 class _Failure:
     """An input on which the exported program did not do what eager did."""
@@ -298,6 +305,7 @@ class _Story:
         """Run and compare every input, then conclude from all of them."""
         loaded = None if exported.shares_module else containers.clone(exported.read_state())
         failures: list[_Failure] = []
+        unjudged: list[tuple[Trial, str]] = []
         for trial in reference.trials:
             with self._at(Stage.RUN):
                 record = self._run(snapshot, reference, exported, trial, loaded)
@@ -310,13 +318,20 @@ class _Story:
                 self.facts["details"] = dict(exported.details)
                 return self._refused(record.error)
             with self._at(Stage.COMPARE):
-                finding = self._compare(reference, exported, trial, record, loaded)
+                finding = self._compare(snapshot, reference, exported, trial, record, loaded)
+            if isinstance(finding, _Unjudged):
+                self._note(NotChecked(f"input {trial.label}", finding.why))
+                unjudged.append((trial, finding.why))
+                continue
             self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=finding is None))
             if finding is not None:
                 failures.append(_Failure(trial, finding, record))
         self.facts["details"] = dict(exported.details)
         self.facts["environment"] |= {"exported": devices.numerics_flags()}
         self._note(*exported.not_checked)
+        # A few inputs on which eager is mostly noise (constant ones, before a normalisation) say nothing of a model.
+        if unjudged and not failures and (unjudged[0][0].kind == "example" or len(unjudged) > len(self.inputs)):
+            return self._outcome(Verdict.INVALID, f"on the input {unjudged[0][0].label}, {unjudged[0][1]}")
         if not failures:
             return self._equivalent(reference)
         return self._not_equivalent(snapshot, reference, exported, failures)
@@ -350,8 +365,14 @@ class _Story:
         return record
 
     def _compare(
-        self, reference: Reference, exported: Exported, trial: Trial, record: Record, loaded: dict[str, Any] | None
-    ) -> Finding | None:
+        self,
+        snapshot: Snapshot,
+        reference: Reference,
+        exported: Exported,
+        trial: Trial,
+        record: Record,
+        loaded: dict[str, Any] | None,
+    ) -> Finding | _Unjudged | None:
         """Compare everything; what differs, or None."""
         plan = self.plan
         raised = None
@@ -368,15 +389,17 @@ class _Story:
                 states=reference.states(reference.start if exported.shares_module else loaded),
                 names=plan.names,
                 tolerance=self.policy.tolerance,
+                second_opinion=None if self.policy.tolerance else second_opinion(plan, snapshot, reference, trial),
             )
-        self.leaves += comparison.leaves
+        if not comparison.unjudged or comparison.disagreeing:
+            self.leaves += comparison.leaves
         for path in comparison.left_out:
             self._note(NotChecked(path, "it is no tensor: the exported program does not return it"))
         for name in comparison.unread:
             why = "forward changes it, and it cannot be read from the exported program; later outputs were compared"
             self._note(NotChecked(f"attribute {name!r} of the module", why))
         if raised is None and not comparison.disagreeing:
-            return None
+            return _Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
         return Finding(
             leaves=tuple(comparison.disagreeing),
             raised=raised,

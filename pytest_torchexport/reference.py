@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from pytest_torchexport.backends.base import Structure
-from pytest_torchexport.compare.records import StateView, compare_records
+from pytest_torchexport.compare.noise import Eager, RoundingNoise
+from pytest_torchexport.compare.records import SecondOpinion, StateView, compare_records, named_leaves
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw
 from pytest_torchexport.outcome import Leaf
@@ -33,6 +35,7 @@ class Trial:
     record: Record
     kind: str
     label: str
+    noise: RoundingNoise | None = None
 
     def describe(self) -> str:
         """The arguments, call by call."""
@@ -107,8 +110,15 @@ def make_reference(plan: Plan, snapshot: Snapshot) -> Reference:
     return reference
 
 
-def eager_run(plan: Plan, snapshot: Snapshot, reference: Reference, calls: tuple[Call, ...], seed: int = 0) -> Record:
-    """Run eager once from the snapshot's state, and put that state back."""
+def eager_run(
+    plan: Plan,
+    snapshot: Snapshot,
+    reference: Reference,
+    calls: tuple[Call, ...],
+    seed: int = 0,
+    mode: AbstractContextManager[Any] | None = None,
+) -> Record:
+    """Run eager once from the snapshot's state, under the mode if there is one, and put that state back."""
     snapshot.restore()
     try:
         record = run(
@@ -120,6 +130,7 @@ def eager_run(plan: Plan, snapshot: Snapshot, reference: Reference, calls: tuple
             parameters=plan.parameters(),
             names=positional_names(plan.model, plan.example),
             needs_grad_mode=reference.needs_grad_mode,
+            mode=mode,
         )
         record.state = snapshot.changes()
     finally:
@@ -323,3 +334,30 @@ def agrees_with_itself(plan: Plan, snapshot: Snapshot, reference: Reference, tri
     """
     again = eager_run(plan, snapshot, reference, trial.calls)
     return _first_difference(plan, reference, trial.calls, trial.record, again)
+
+
+def second_opinion(plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial) -> SecondOpinion:
+    """What says whether eager's own rounding explains a difference on an input; the measurement stays with the trial.
+
+    Args:
+        plan: its model is run again, its seed decides the noise.
+        snapshot: the state that the runs start from, and that the model is left in.
+        reference: the trial's.
+        trial: the input.
+    """
+
+    def leaves(record: Record) -> dict[str, Any]:
+        return named_leaves(record, len(trial.calls), reference.start, plan.names)
+
+    def rerun(mode: AbstractContextManager[Any], dtype: torch.dtype | None = None) -> Record:
+        calls = tuple(call.place(plan.device, dtype) for call in trial.calls)
+        return eager_run(plan, snapshot, reference, calls, mode=mode)
+
+    def ask(leaf: Leaf, expected: Any, actual: Any) -> Leaf:
+        if trial.noise is None:
+            trial.noise = RoundingNoise(leaves(trial.record), plan.seed)
+        model = plan.model
+        eager = Eager(rerun, leaves, model.parameters if isinstance(model, torch.nn.Module) else tuple)
+        return trial.noise.judge(leaf, expected, actual, eager)
+
+    return ask

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_torchexport.backends.base import Structure
+from pytest_torchexport.compare.noise import TooChaotic
 from pytest_torchexport.compare.tolerance import Tolerance, compare_leaf
 from pytest_torchexport.compare.tree import pair
 from pytest_torchexport.outcome import Cause, Leaf
@@ -25,11 +26,13 @@ class Comparison:
         leaves: every comparison, agreeing or not.
         left_out: paths of eager's outputs that the backend's calling convention cannot carry.
         unread: names of Python attributes that eager changes and the program does not carry.
+        unjudged: why a leaf that differs can be neither passed nor failed.
     """
 
     leaves: list[Leaf] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
 
     @property
     def disagreeing(self) -> list[Leaf]:
@@ -52,6 +55,38 @@ class StateView:
     buffers: frozenset[str]
 
 
+SecondOpinion = Callable[[Leaf, Any, Any], Leaf]
+"""Looks again at a leaf that differs in its values, given the leaf, eager's value and the exported program's.
+
+Raises `TooChaotic` where nothing can be said.
+"""
+
+
+def named_leaves(
+    record: Record, count: int, start: Mapping[str, Any], names: Callable[[Call], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """All leaves of a record by the paths that `compare_records` gives them.
+
+    Args:
+        record: of a run without an error.
+        count: number of calls in the sequence.
+        start: the state before the calls, for entries that this run leaves as they were.
+        names: a call's arguments by name.
+    """
+    found: dict[str, Any] = {}
+    for index, (output, call) in enumerate(zip(record.outputs, record.arguments, strict=True)):
+        found |= containers.leaves(output, _title("output", index, count))
+        for name, value in names(call).items():
+            title = _title("argument", index, count)
+            found |= {f"{title} {path}": leaf for path, leaf in containers.leaves(value, name)}
+    found |= {f"state {name}": value for name, value in {**start, **record.state}.items()}
+    return found | record.gradients
+
+
+def _title(what: str, index: int, count: int) -> str:
+    return what if count == 1 else f"call {index + 1} {what}"
+
+
 def compare_records(
     expected: Record,
     actual: Record,
@@ -61,6 +96,7 @@ def compare_records(
     states: StateView,
     names: Callable[[Call], Mapping[str, Any]],
     tolerance: Tolerance | None,
+    second_opinion: SecondOpinion | None = None,
 ) -> Comparison:
     """Compare an exported program's record with eager's on the same calls.
 
@@ -72,20 +108,31 @@ def compare_records(
         states: the two starting states.
         names: a call's arguments by name.
         tolerance: None takes the defaults by dtype.
+        second_opinion: asked about each leaf whose values differ by more than the tolerance.
     """
     comparison = Comparison()
+
+    def leaf_of(path: str, one: Any, other: Any) -> Leaf:
+        leaf = compare_leaf(path, one, other, tolerance)
+        if leaf.agrees or second_opinion is None or leaf.cause not in (Cause.NUMERIC, Cause.SPECIAL_VALUE):
+            return leaf
+        try:
+            return second_opinion(leaf, one, other)
+        except TooChaotic as chaos:
+            comparison.unjudged.append(str(chaos))
+            return dataclasses.replace(leaf, agrees=True, cause=None, reason=str(chaos))
+
     for index, (ours, theirs) in enumerate(zip(expected.outputs, actual.outputs, strict=True)):
-        root = "output" if len(calls) == 1 else f"call {index + 1} output"
-        pairs = pair(ours, theirs, structure, root)
+        pairs = pair(ours, theirs, structure, _title("output", index, len(calls)))
         comparison.leaves += pairs.problems
         comparison.left_out += pairs.left_out
-        comparison.leaves += [compare_leaf(path, one, other, tolerance) for path, one, other in pairs.leaves]
+        comparison.leaves += [leaf_of(path, one, other) for path, one, other in pairs.leaves]
     for index, before in enumerate(calls):
-        prefix = "argument" if len(calls) == 1 else f"call {index + 1} argument"
+        prefix = _title("argument", index, len(calls))
         after = (names(expected.arguments[index]), names(actual.arguments[index]))
-        comparison.leaves += _compare_arguments(prefix, names(before), *after, tolerance)
-    _compare_states(comparison, expected, actual, states, tolerance)
-    comparison.leaves += _compare_gradients(expected, actual, tolerance)
+        comparison.leaves += _compare_arguments(prefix, names(before), *after, leaf_of)
+    _compare_states(comparison, expected, actual, states, leaf_of)
+    comparison.leaves += _compare_gradients(expected, actual, leaf_of)
     return comparison
 
 
@@ -94,7 +141,7 @@ def _compare_arguments(
     before: Mapping[str, Any],
     ours: Mapping[str, Any],
     theirs: Mapping[str, Any],
-    tolerance: Tolerance | None,
+    leaf_of: Callable[[str, Any, Any], Leaf],
 ) -> list[Leaf]:
     """Compare the arguments that eager or the program changed in place; the others need no mention."""
     found = []
@@ -107,7 +154,7 @@ def _compare_arguments(
             program_changes = path not in start or path not in other or not identical(start[path], his)
             if not (eager_changes or program_changes):
                 continue
-            leaf = compare_leaf(f"{prefix} {path}", mine, his, tolerance)
+            leaf = leaf_of(f"{prefix} {path}", mine, his)
             if not leaf.agrees and eager_changes != program_changes:
                 who = "eager changes it in place, the exported program does not"
                 if program_changes:
@@ -118,7 +165,11 @@ def _compare_arguments(
 
 
 def _compare_states(
-    comparison: Comparison, expected: Record, actual: Record, states: StateView, tolerance: Tolerance | None
+    comparison: Comparison,
+    expected: Record,
+    actual: Record,
+    states: StateView,
+    leaf_of: Callable[[str, Any, Any], Leaf],
 ) -> None:
     if states.exported is None:
         comparison.unread += list(expected.state)
@@ -138,7 +189,7 @@ def _compare_states(
             continue
         if name not in states.eager and name not in expected.state:
             continue
-        leaf = compare_leaf(path, ours, actual.state.get(name, states.exported.get(name)), tolerance)
+        leaf = leaf_of(path, ours, actual.state.get(name, states.exported.get(name)))
         if not leaf.agrees and (name in expected.state) != (name in actual.state):
             who = "eager changes it, the exported program does not"
             if name in actual.state:
@@ -147,7 +198,7 @@ def _compare_states(
         comparison.leaves.append(leaf)
 
 
-def _compare_gradients(expected: Record, actual: Record, tolerance: Tolerance | None) -> list[Leaf]:
+def _compare_gradients(expected: Record, actual: Record, leaf_of: Callable[[str, Any, Any], Leaf]) -> list[Leaf]:
     """Compare gradients by name; one that is left out counts as zero, as autograd users take it."""
     found = []
     for name in dict.fromkeys([*expected.gradients, *actual.gradients]):
@@ -155,5 +206,5 @@ def _compare_gradients(expected: Record, actual: Record, tolerance: Tolerance | 
         some = ours if ours is not None else theirs
         assert some is not None
         zero = some.new_zeros(some.shape)
-        found.append(compare_leaf(name, zero if ours is None else ours, zero if theirs is None else theirs, tolerance))
+        found.append(leaf_of(name, zero if ours is None else ours, zero if theirs is None else theirs))
     return found

@@ -62,6 +62,7 @@ def run(
     parameters: Mapping[str, torch.Tensor] | None = None,
     names: list[str] | None = None,
     needs_grad_mode: bool = False,
+    mode: contextlib.AbstractContextManager[Any] | None = None,
 ) -> Record:
     """Call the program once per call, each on its own clone of the arguments.
 
@@ -74,6 +75,7 @@ def run(
         parameters: take gradients with respect to these and to every floating input; None takes none.
         names: argument names of the calls' positional arguments, for the names of gradients.
         needs_grad_mode: run with autograd on although no gradients are asked for (forces from energies).
+        mode: entered around the program's own work in each call.
 
     Returns:
         The record, without `state`, which the caller reads where it knows the program to keep it.
@@ -88,9 +90,10 @@ def run(
                 with torch.set_grad_enabled(parameters is not None or needs_grad_mode):
                     if parameters is not None:
                         _require_grad(mine)
-                    output = program(*mine.args, **mine.kwargs)
-                    if parameters is not None and index == len(sequence) - 1:
-                        record.gradients = gradients(output, mine, parameters, names or [])
+                    with mode or contextlib.nullcontext():
+                        output = program(*mine.args, **mine.kwargs)
+                        if parameters is not None and index == len(sequence) - 1:
+                            record.gradients = gradients(output, mine, parameters, names or [])
                 devices.synchronize(device)
             except Exception as error:  # noqa: BLE001 whatever the program raises is a result
                 record.error = error
