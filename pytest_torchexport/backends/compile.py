@@ -110,7 +110,8 @@ def missing_compiler() -> str | None:
 class _Counting:
     """A Dynamo backend around another one, which counts the graphs that it compiles and their runs."""
 
-    def __init__(self, compiler: Callable[..., Any]) -> None:
+    def __init__(self, name: str, compiler: Callable[..., Any]) -> None:
+        self.__name__ = name
         self.compiler = compiler
         self.graphs = 0
         self.runs = 0
@@ -145,7 +146,7 @@ class Compiled(Exported):
         self._model = request.model
         self._options = backend
         self._dynamic_shapes = request.dynamic_shapes if backend.dynamic is None else None
-        self._counting = _Counting(_compiler(backend))
+        self._counting = _Counting(backend.backend, _compiler(backend))
         self._log = DynamoLog()
         self._calls_without_graph = 0
         # The compiler knows mode and options; torch.compile itself reads one option only.

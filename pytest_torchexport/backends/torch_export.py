@@ -1,0 +1,283 @@
+"""`torch.export` and, on top of it, AOTInductor: a program captured from the example call, saved and loaded again."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from pytest_torchexport.backends import torch_warnings
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Suspicion, choose
+from pytest_torchexport.backends.compile import missing_compiler
+from pytest_torchexport.backends.convention import Convention, grouped_shapes
+from pytest_torchexport.backends.sharing import by_name, share_parameters
+from pytest_torchexport.outcome import Cause, NotChecked
+from pytest_torchexport.subject.call import FunctionModule, as_module
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.export import ExportedProgram
+
+_WARNINGS = (
+    (r"The tensor attributes? self\.", Cause.LOST_STATE),
+    (r"While compiling, we found certain side effects", Cause.LOST_STATE),
+)
+"""How torch.export's warnings about the program start, and what they mean for it."""
+
+
+@dataclass
+class Captured:
+    """An exported program, with what is known of it before it is saved."""
+
+    program: ExportedProgram | None
+    convention: Convention
+    suspicions: list[Suspicion]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Export(Backend):
+    """`torch.export.export`, saved with `torch.export.save` and loaded again.
+
+    Args:
+        strict: capture with Dynamo, which checks more and accepts less.
+        prefer_deferred_runtime_asserts_over_guards: as in torch.export.export.
+    """
+
+    name: ClassVar[str] = "export"
+    gradients: ClassVar[bool] = True
+
+    strict: bool = False
+    prefer_deferred_runtime_asserts_over_guards: bool = False
+
+    def __post_init__(self) -> None:
+        choose("strict", self.strict, (True, False))
+        name = "prefer_deferred_runtime_asserts_over_guards"
+        choose(name, getattr(self, name), (True, False))
+
+    def export(self, request: ExportRequest) -> Captured:
+        """Capture the model as a graph."""
+        return capture(
+            request,
+            strict=self.strict,
+            prefer_deferred_runtime_asserts_over_guards=self.prefer_deferred_runtime_asserts_over_guards,
+        )
+
+    def save(self, program: Captured, directory: Path) -> Path | None:
+        """Write `model.pt2`."""
+        assert program.program is not None
+        path = directory / "model.pt2"
+        with torch_warnings.shown():
+            torch.export.save(program.program, path)
+        program.program = None
+        return path
+
+    def load(self, program: Captured, path: Path | None, request: ExportRequest) -> Exported:
+        """Read `model.pt2` back. Its parameters become the user's own where they have the same bits."""
+        assert path is not None
+        with torch_warnings.shown():
+            module = torch.export.load(path).module()
+        return ExportedModule(module, program, request)
+
+
+def capture(request: ExportRequest, **options: Any) -> Captured:
+    """Run torch.export.export on the example.
+
+    Args:
+        request: what is exported.
+        options: further keyword arguments of torch.export.export.
+    """
+    model, example = request.model, request.example
+    shapes = request.dynamic_shapes
+    with torch_warnings.noted(_WARNINGS) as suspicions:
+        program = torch.export.export(
+            as_module(model),
+            example.args,
+            dict(example.kwargs),
+            dynamic_shapes=None if shapes is None else grouped_shapes(model, example, shapes),
+            **options,
+        )
+    signature = program.graph_signature
+    # Neither a tensor nor a constant: an int that became a symbol.
+    inputs = [spec.arg for spec in signature.input_specs if spec.kind.name == "USER_INPUT"]
+    symbols = frozenset(i for i, arg in enumerate(inputs) if type(arg).__name__ in _SYMBOLS)
+    details = {
+        "graph_nodes": len(program.graph.nodes),
+        "dynamic_dims": {str(symbol): str(bounds) for symbol, bounds in program.range_constraints.items()},
+    }
+    return Captured(program, Convention(model, example, symbols), suspicions, details)
+
+
+_SYMBOLS = ("SymIntArgument", "SymFloatArgument", "SymBoolArgument")
+
+
+class ExportedModule(Exported):
+    """A program that torch.export loaded, as a module."""
+
+    def __init__(self, module: torch.nn.Module, captured: Captured, request: ExportRequest) -> None:
+        super().__init__()
+        self._module = module
+        self._convention = captured.convention
+        self._prefix = wrapper_prefix(request)
+        self.suspicions = captured.suspicions
+        self.details = captured.details
+        original = as_module(request.model)
+        share_parameters(module, original)
+        self._state = dict(module.named_buffers()) | _mutable_constants(module, original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; `ConventionError` for a value that the export fixed."""
+        args, kwargs = self._convention.arrange(args, kwargs)
+        return self._module(*args, **kwargs)
+
+    def read_state(self) -> dict[str, Any]:
+        """The buffers, and tensor attributes of the user's modules that the program keeps as constants."""
+        return dict(by_name(self._state, self._prefix))
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The program's parameters."""
+        return by_name(dict(self._module.named_parameters()), self._prefix)
+
+
+def wrapper_prefix(request: ExportRequest) -> str:
+    """What stands in front of the user's names in the program: a bound method is exported inside a wrapper."""
+    module = as_module(request.model)
+    return "owner" if isinstance(module, FunctionModule) and hasattr(module, "owner") else ""
+
+
+def _mutable_constants(module: torch.nn.Module, original: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Plain tensor attributes of the user's modules: torch.export holds them as constants, and may write to them."""
+    found: dict[str, torch.Tensor] = {}
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            path = f"{prefix}.{name}" if prefix else name
+            if isinstance(value, torch.Tensor) and _attribute(original, path) is not None:
+                found[path] = value
+    return found
+
+
+def _attribute(module: torch.nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    try:
+        return getattr(module.get_submodule(owner), name, None)
+    except AttributeError:
+        return None
+
+
+@dataclass(frozen=True)
+class Aoti(Backend):
+    """AOTInductor: the exported program compiled to a shared library and packaged.
+
+    Args:
+        strict: capture with Dynamo, which checks more and accepts less.
+        inductor_configs: options of torch._inductor.aoti_compile_and_package.
+    """
+
+    name: ClassVar[str] = "aoti"
+
+    strict: bool = False
+    inductor_configs: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        choose("strict", self.strict, (True, False))
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """A missing C++ compiler."""
+        del device
+        return missing_compiler()
+
+    def export(self, request: ExportRequest) -> Captured:
+        """Capture the model and compile it into the package `model.pt2`."""
+        captured = capture(request, strict=self.strict)
+        assert captured.program is not None
+        with torch_warnings.shown():
+            torch._inductor.aoti_compile_and_package(
+                captured.program,
+                package_path=str(request.directory / _PACKAGE),
+                inductor_configs=None if self.inductor_configs is None else dict(self.inductor_configs),
+            )
+        captured.program = None
+        return captured
+
+    def save(self, program: Captured, directory: Path) -> Path | None:
+        """The package, which is on disk already."""
+        del program
+        return directory / _PACKAGE
+
+    def load(self, program: Captured, path: Path | None, request: ExportRequest) -> Exported:
+        """Load the package onto the device."""
+        assert path is not None
+        return AotiPackage(path, program, request)
+
+
+_PACKAGE = "model.pt2"
+
+
+class AotiPackage(Exported):
+    """A loaded AOTInductor package.
+
+    The library keeps weights and buffers in memory of its own, which cannot be read. So that its state can be
+    compared and put back, its buffers are given to it again as tensors that are held here.
+    """
+
+    def __init__(self, path: Path, captured: Captured, request: ExportRequest) -> None:
+        super().__init__()
+        self._convention = captured.convention
+        self._prefix = wrapper_prefix(request)
+        self.suspicions = captured.suspicions
+        self.details = captured.details
+        index = request.device.index if request.device.type != "cpu" and request.device.index is not None else -1
+        with torch_warnings.shown():
+            self._program: Any = torch._inductor.aoti_load_package(str(path), device_index=index)
+        self._state: dict[str, torch.Tensor] | None = {}
+        parameters = {name for name, _ in as_module(request.model).named_parameters(remove_duplicate=False)}
+        names = [name for name in self._program.get_constant_fqns() if name not in parameters]
+        if names:
+            self._take_over(names, path, request)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; `ConventionError` for a value that the export fixed, which the library would not notice."""
+        args, kwargs = self._convention.arrange(args, kwargs)
+        return self._program(*args, **kwargs)
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The buffers that the library has."""
+        return None if self._state is None else dict(by_name(self._state, self._prefix))
+
+    def close(self) -> None:
+        """Unload the library, and only then the tensors that it uses."""
+        self._program = None
+        self._state = {}
+
+    def _take_over(self, names: list[str], path: Path, request: ExportRequest) -> None:
+        try:
+            packaged = packaged_constants(path, request.device)
+            self._state = {name: packaged[name].clone() for name in names}
+        except Exception as error:  # noqa: BLE001 a private interface of torch: whatever it raises, it cannot be read
+            self._state = None
+            first = str(error).strip().split("\n", 1)[0]
+            self.not_checked.append(NotChecked("the state", f"the package's buffers cannot be read: {first}"))
+            return
+        self._program.load_constants(self._state, check_full_update=False, user_managed=True)
+
+
+def packaged_constants(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """The weights and buffers inside an AOTInductor package, by qualified name, as the library itself holds them.
+
+    Args:
+        path: the package.
+        device: the device that it was compiled for.
+    """
+    runner = getattr(torch._C._aoti, f"AOTIModelContainerRunner{device.type.capitalize()}")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, zipfile.ZipFile(path) as package:
+        package.extractall(folder)
+        (library,) = Path(folder).rglob("*.so")
+        options = () if device.type == "cpu" else (str(device), str(library.parent))
+        active = False  # not the second buffer, which is for updates of a running model
+        held = runner(str(library), 1, *options).extract_constants_map(active)
+        return {name: tensor.clone() for name, tensor in held.items()}
