@@ -476,9 +476,9 @@ class _Story:
         """The outcome where the exporter, or writing or reading back its artifact, raised."""
         reason, location = explain(error)
         verdict = Verdict.FAILED if self.stage is Stage.LOAD else Verdict.REFUSED
-        first = reason.splitlines()[0] if reason else type(error).__name__
-        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, _cut(first, 160))
-        detail = reason if reason.strip() != first.strip() or len(first) > 160 else ""
+        first = message.first_sentence(reason) or type(error).__name__
+        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, first)
+        detail = reason.strip().removeprefix(first).strip()
         cause = Cause.EXCEPTION if verdict is Verdict.FAILED else None
         return self._outcome(verdict, message.refused(head, location, detail), cause=cause, location=location)
 

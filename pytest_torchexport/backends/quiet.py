@@ -12,14 +12,18 @@ _LOGGERS = ("torch.__trace", "torch.fx.experimental.symbolic_shapes", "torch.onn
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what is printed or logged in the block from the terminal; exceptions and warnings pass."""
+    """Keep what is printed or logged in the block from the terminal; exceptions and warnings pass.
+
+    Torch's own handlers stay: who sets TORCH_TRACE or TORCH_LOGS wants the files and lines that they write.
+    """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    propagate = [logger.propagate for logger in loggers]
+    before = [(logger.propagate, logger.handlers) for logger in loggers]
     for logger in loggers:
         logger.propagate = False
+        logger.handlers = [one for one in logger.handlers if type(one).__module__.startswith("torch")]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        for logger, before in zip(loggers, propagate, strict=True):
-            logger.propagate = before
+        for logger, (propagate, handlers) in zip(loggers, before, strict=True):
+            logger.propagate, logger.handlers = propagate, handlers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pytest_torchexport.diagnose.cause import Attribution
@@ -78,6 +79,13 @@ def refused(head: str, location: Location | None, detail: str) -> str:
         lines += _quote(location)
     lines += [f"  {line}" for line in detail.strip().splitlines()]
     return "\n".join(lines)
+
+
+def first_sentence(text: str, limit: int = 200) -> str:
+    """The first line up to its first full stop, cut where it is too long for a headline."""
+    line = text.strip().split("\n", 1)[0]
+    sentence = re.split(r"(?<=[.:])\s", line, maxsplit=1)[0]
+    return sentence if len(sentence) <= limit else sentence[: limit - 1] + "…"
 
 
 def _quote(location: Location) -> list[str]:
