@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Where the exporter's own deprecated calls come from; `copyreg` is where its deep copies do.
 _EXPORTER = r"(torch\.(onnx|export|_export|fx|utils\._pytree)|onnxscript|onnx_ir|onnx|copyreg)(\.|$)"
 
-_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
+_LOGGERS = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
 
 # How torch.export's warnings about the program start, and what they mean for it.
 _WARNINGS = (
