@@ -41,7 +41,17 @@ class ExportRefused(TorchExportError):
 
 
 class NothingCompiled(TorchExportError):
-    """The program ran, but none (or not all) of it was the exported form: there is nothing to compare."""
+    """The program ran, but none (or not all) of it was the exported form: there is nothing to compare.
+
+    Args:
+        reason: why, in the user's words.
+        location: the user's line at which the program left the exported form, if it is known.
+    """
+
+    def __init__(self, reason: str, location: Location | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.location = location
 
 
 class ConventionError(TorchExportError):
@@ -64,6 +74,8 @@ class ConventionError(TorchExportError):
 class NotEquivalent(AssertionError):
     """The exported program is not equivalent to eager: verdict `mismatch`, `refused`, `failed` or `over-budget`."""
 
+    __module__ = "pytest_torchexport"  # where users import it from; shorter in test summaries
+
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
@@ -74,6 +86,8 @@ class ReferenceInvalid(AssertionError):
 
     It is not a `NotEquivalent`, so that an expected failure of a backend does not cover a broken test.
     """
+
+    __module__ = "pytest_torchexport"  # where users import it from; shorter in test summaries
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.message)

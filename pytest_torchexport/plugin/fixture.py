@@ -191,6 +191,7 @@ class ExportCheck:
 
         item = self._item
         run = item.config.stash[RUN]
+        artifacts = run.settings.artifacts
         origin = transport.origin_of(item)
         references = run.references.get(origin)
         if references is None:
@@ -202,7 +203,8 @@ class ExportCheck:
             origin=origin,
             on_stage=lambda stage: transport.note_stage(item, stage),
             keep_in=keep_in(run, transport.test_id(item)),
-            keep=run.settings.artifacts,
+            # An expected failure is none.
+            keep="off" if self._cell.xfail and artifacts == "retain-on-failure" else artifacts,
         )
 
     def _missing(self, message: str) -> NoReturn:

@@ -44,6 +44,7 @@ class Cell:
         device_from: who asked for the device by name; empty for a default and for `available`.
         device_implied: whether the device stands for `available`.
         required: the names of `require` that this cell serves; it must not be skipped then.
+        xfail: why a mismatch is expected; None if it is not.
     """
 
     backend: str | Backend
@@ -55,6 +56,7 @@ class Cell:
     device_from: str = ""
     device_implied: bool = False
     required: tuple[str, ...] = ()
+    xfail: str | None = None
     tolerance: Tolerance | None = None
     n_inputs: int = DEFAULT_INPUTS
     seed: int = DEFAULT_SEED
@@ -99,13 +101,12 @@ def generate(metafunc: pytest.Metafunc, settings: Settings) -> None:
     marker = read_marker(metafunc.definition)
     if PARAMETER not in metafunc.fixturenames:
         return
-    test = marker or Marker()
     try:
-        cells = plan(test, settings)
+        cells = plan(marker or Marker(), settings)
     except UsageError as error:
         msg = f"{metafunc.definition.nodeid}: @pytest.mark.{MARKER}: {error}"
         raise UsageError(msg) from None
-    metafunc.parametrize(PARAMETER, list(params(test, cells, metafunc.config)), indirect=True)
+    metafunc.parametrize(PARAMETER, list(params(cells, metafunc.config)), indirect=True)
 
 
 def nothing_selected(cells: Iterable[Cell | NoCell | None]) -> str | None:
@@ -144,7 +145,7 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
         seed=settings.seed.resolve(marker.seed, DEFAULT_SEED),
         grad=bool(marker.grad),
     )
-    return [
+    cells = [
         replace(
             policy,
             backend=entry.spec,
@@ -161,6 +162,8 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
         for device in devices
         for dtype in dtypes
     ]
+    reasons = marker.xfail or {}
+    return [replace(cell, xfail=next((reasons[key] for key in cell.keys if key in reasons), None)) for cell in cells]
 
 
 def serves(required: str, entry: BackendEntry, device: str) -> bool:
@@ -168,7 +171,7 @@ def serves(required: str, entry: BackendEntry, device: str) -> bool:
     return required in (entry.name, entry.id, device, names.device_kind(device))
 
 
-def params(test: Marker, cells: list[Cell] | NoCell, config: pytest.Config) -> Iterator[Any]:
+def params(cells: list[Cell] | NoCell, config: pytest.Config) -> Iterator[Any]:
     """The arguments of `parametrize`: the cells with their ids and marks."""
     own = getattr(pytest.mark, MARKER)
     if isinstance(cells, NoCell):
@@ -176,9 +179,8 @@ def params(test: Marker, cells: list[Cell] | NoCell, config: pytest.Config) -> I
         return
     for cell in cells:
         marks = [own, _mark(config, "backend", cell.backend_name), _mark(config, "device", cell.device)]
-        reason = next((test.xfail[key] for key in cell.keys if test.xfail and key in test.xfail), None)
-        if reason is not None:
-            marks.append(pytest.mark.xfail(reason=reason, raises=NotEquivalent, strict=True))
+        if cell.xfail is not None:
+            marks.append(pytest.mark.xfail(reason=cell.xfail, raises=NotEquivalent, strict=True))
         group = _group(config, cell.device)
         if group:
             marks.append(pytest.mark.xdist_group(group))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import pytest
 
 from pytest_torchexport.outcome import Stage, Verdict
@@ -10,6 +13,9 @@ from pytest_torchexport.plugin.fixture import twice
 from pytest_torchexport.plugin.marker import MARKER
 from pytest_torchexport.plugin.matrix import Cell
 from pytest_torchexport.plugin.stash import RUN, STATE, ItemState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHECKED_NOTHING = (
     "the test is marked export_equivalent and checked nothing: request the fixture export_check and call "
@@ -32,11 +38,25 @@ def begin(item: pytest.Item) -> None:
     if isinstance(cell, Cell):
         transport.note_stage(item, Stage.REFERENCE)
         state.restore_rng = isolation.save_rng()
+        item.config.stash[RUN].seeded = True
         isolation.seed(cell, transport.origin_of(item))
 
 
+@contextmanager
+def unseen(config: pytest.Config, scope: str) -> Iterator[None]:
+    """Around the setup of a fixture: one of a wider scope draws in the first item only, so its draws are undone."""
+    if scope == "function" or not config.stash[RUN].seeded:
+        yield
+        return
+    restore = isolation.save_rng()
+    try:
+        yield
+    finally:
+        restore()
+
+
 def before_body(item: pytest.Item) -> None:
-    """Directly before the test's body: a fixture of a wider scope draws in the first item only."""
+    """Directly before the test's body, so that it does not depend on what the fixtures drew."""
     cell = transport.cell_of(item)
     if not isinstance(cell, Cell):
         return
@@ -88,9 +108,10 @@ def end(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     state = item.stash.get(STATE, None)
     if state is None:
         return
+    run = item.config.stash[RUN]
     if state.restore_rng is not None:
         state.restore_rng()
-    run = item.config.stash[RUN]
+        run.seeded = False
     origin = transport.origin_of(item)
     if nextitem is None or transport.origin_of(nextitem) != origin:
         # By the next item, not by the last of the test: with pytest-xdist that one may run elsewhere.

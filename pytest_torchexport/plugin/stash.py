@@ -24,6 +24,7 @@ class Run:
         stages: folder where workers note the stage that they enter; made by the first that does.
         output_is_ours: whether the output directory did not exist when the run began.
         references: eager results that the items of a test share, by the test's id.
+        seeded: an item is being run whose random numbers must not depend on what ran before it.
         collect_garbage: a failed item may still hold memory of an accelerator.
     """
 
@@ -32,6 +33,7 @@ class Run:
     stages: Path
     output_is_ours: bool
     references: dict[str, ReferenceStore] = field(default_factory=dict)
+    seeded: bool = False
     collect_garbage: bool = False
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pytest
 
 Record = dict[str, Any]
+Line = list[tuple[str, str]]
+"""Pieces of text with their colour; empty for none."""
 
 MAX_ROWS = 30
 """Without -v, a longer table leaves out the tests whose cells are all fine."""
@@ -40,7 +42,7 @@ def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record]) 
     for line in table(shown, width - 1):
         for text, color in line:
             reporter.write(text, **({color: True} if color else {}))
-        reporter.write_line("")
+        reporter.write("\n")
     if len(shown) < len(rows):
         reporter.write_line(f"... and {len(rows) - len(shown)} tests with nothing but ok (-v shows them)")
     if verbosity > 0:
@@ -66,9 +68,6 @@ def cell_text(record: Record) -> tuple[str, str]:
     if verdict is Verdict.FAILED:
         return f"failed: {record['stage']}", color
     return record["cause"] or verdict.value, color
-
-
-Line = list[tuple[str, str]]
 
 
 def table(rows: dict[str, list[Record]], width: int) -> list[Line]:

@@ -1,0 +1,81 @@
+"""A small project of a user, on which the tests run pytest."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_torchexport.backends import registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEADER = """
+import pytest
+import torch
+from torch import nn
+
+class Gate(nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x - 1
+
+def linear():
+    return nn.Linear(3, 2).eval()
+
+X = (torch.ones(4, 3),)
+"""
+
+
+class Project:
+    """A folder with tests; `run` runs pytest on it."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+        self.ini("")
+
+    def ini(self, text: str) -> None:
+        """Write the ini file; warnings are errors and marks are strict, whatever the text says."""
+        strict = "[pytest]\naddopts = --strict-markers -p no:cacheprovider\nfilterwarnings = error\n"
+        self.pytester.makeini(strict + textwrap.dedent(text))
+
+    def test(self, source: str, name: str = "test_models") -> Path:
+        """Write a test file behind the usual imports."""
+        return self.pytester.makepyfile(**{name: HEADER + textwrap.dedent(source)})
+
+    def conftest(self, source: str) -> None:
+        """Write the conftest file."""
+        self.pytester.makeconftest(textwrap.dedent(source))
+
+    def run(self, *args: str) -> pytest.RunResult:
+        """Run pytest in this process, with a JSON report."""
+        return self.pytester.runpytest_inprocess("--export-report=report.json", *args)
+
+    def run_apart(self, *args: str) -> pytest.RunResult:
+        """Run pytest in a process of its own, with a JSON report."""
+        return self.pytester.runpytest_subprocess("--export-report=report.json", *args)
+
+    def report(self) -> dict[str, Any]:
+        """The JSON report of the last run."""
+        found: dict[str, Any] = json.loads((self.path / "report.json").read_text(encoding="utf-8"))
+        return found
+
+    def outcomes(self) -> dict[str, dict[str, Any]]:
+        """The outcomes of the last run, by what follows `::` in the test's id."""
+        return {one["test"].partition("::")[2]: one for one in self.report()["outcomes"]}
+
+    def items(self, *args: str) -> list[str]:
+        """What pytest collects, without the files' names."""
+        result = self.pytester.runpytest_inprocess("--collect-only", "-q", *args)
+        return [line.partition("::")[2] for line in result.outlines if "::" in line]
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """An empty project; backends that its conftest registers are forgotten afterwards."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return Project(pytester)
