@@ -29,6 +29,8 @@ from pytest_torchexport.subject.call import Call, bind, name_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_torchexport.outcome import Location
+
 MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -168,10 +170,10 @@ class Compiled(Exported):
         try:
             output = self._run(args, kwargs)
         except dynamo.exc.FailOnRecompileLimitHit as error:
-            raise NothingCompiled(self._limit_reached()) from error
+            raise NothingCompiled(self._limit_reached(), self._log.limit_location) from error
         if self._counting.runs == before:
             if not self._captured_without_graph():
-                raise NothingCompiled(self._why_nothing())
+                raise NothingCompiled(self._why_nothing(), self._first_break())
             self._calls_without_graph += 1
             self._account()
         return output
@@ -185,6 +187,8 @@ class Compiled(Exported):
                     tensor.requires_grad_()
         with contextlib.suppress(dynamo.exc.FailOnRecompileLimitHit):
             self._run(own.args, dict(own.kwargs))
+        # It counts again with the first call; said now, it would stand in the ledger twice, with two counts.
+        self.not_checked.clear()
 
     @property
     def shares_module(self) -> bool:
@@ -258,6 +262,9 @@ class Compiled(Exported):
             f"What differs from the compilations that it has: {self._log.limit}. Make what varies a tensor, or raise "
             f"the limit: Compile(recompile_limit={4 * limit})"
         )
+
+    def _first_break(self) -> Location | None:
+        return next((one.location for one in self._log.breaks if one.location is not None), None)
 
     def _why_nothing(self) -> str:
         name = name_of(self._model)

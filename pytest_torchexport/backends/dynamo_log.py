@@ -37,7 +37,7 @@ class Break:
     @property
     def place(self) -> str:
         """`file:line`, with the function if all of it ran in eager."""
-        at = str(self.location) if self.location else "a line inside torch"
+        at = str(self.location) if self.location else "a place that torch does not name"
         return f"{at} (the whole function {self.function})" if self.function else at
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class DynamoLog:
     Attributes:
         breaks: every graph break, once.
         recompiles: the reason of every recompilation, in order.
-        limit: what asked for one compilation too many.
+        limit: what asked for one compilation too many, and `limit_location` where.
         empty_functions: number of functions that were captured and have no tensor operation.
     """
 
@@ -61,6 +61,7 @@ class DynamoLog:
         self.breaks: list[Break] = []
         self.recompiles: list[str] = []
         self.limit = "unknown"
+        self.limit_location: Location | None = None
         self.empty_functions = 0
 
     def begin(self) -> None:
@@ -86,8 +87,8 @@ class DynamoLog:
                 self.empty_functions += 1
         elif reason and attempt.fail_user_frame_filename is None:
             # The limit: Dynamo stops before it looks at the function's lines, so only the reason names them.
-            place = _place_in(reason)
-            self.limit = _first_line(reason) + (f" in {place}" if place else "")
+            function, self.limit_location = _place_in(reason)
+            self.limit = _first_line(reason) + (f" in {function} ({self.limit_location})" if function else "")
         else:
             self._add(_skipped(attempt))
 
@@ -127,7 +128,8 @@ def _first_line(reason: str) -> str:
     return re.sub(r"^\d+/\d+: ", "", line.split("  # ")[0].strip())
 
 
-def _place_in(reason: str) -> str:
+def _place_in(reason: str) -> tuple[str, Location | None]:
+    """The innermost of the user's functions that a reason names, with its line."""
     found = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', reason)
     users = [match for match in found if source.is_users(match[0])]
-    return f"{users[-1][2]} ({users[-1][0]}:{users[-1][1]})" if users else ""
+    return (users[-1][2], source.locate(users[-1][0], int(users[-1][1]))) if users else ("", None)

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_torchexport.errors import ExportRefused
+from pytest_torchexport.errors import ExportRefused, NothingCompiled
 from pytest_torchexport.subject import source
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def explain(error: BaseException) -> tuple[str, Location | None]:
     Returns:
         A short text with a way out where one is known, and the user's line where the exception leads to one.
     """
-    if isinstance(error, ExportRefused):
+    if isinstance(error, (ExportRefused, NothingCompiled)):
         return error.reason, error.location or find_line(error)
     root = _chain(error)[-1]
     known = _known(root)

@@ -189,6 +189,8 @@ def test_why_nothing_was_compiled_names_the_line(compiled: Callable[..., Compile
     with pytest.raises(NothingCompiled) as caught:
         program(torch.rand(3))
     assert f"{__file__}:{Hopeless.forward.__code__.co_firstlineno + 3}" in str(caught.value)
+    assert caught.value.location is not None
+    assert caught.value.location.source == 'print(end="")'
 
 
 def test_the_call_that_hits_the_recompile_limit(compiled: Callable[..., Compiled]) -> None:

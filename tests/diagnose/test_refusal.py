@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import Dim
 
 from pytest_torchexport.diagnose.refusal import explain
-from pytest_torchexport.errors import ExportRefused
+from pytest_torchexport.errors import ExportRefused, NothingCompiled
 from pytest_torchexport.outcome import Location
 
 if TYPE_CHECKING:
@@ -227,6 +227,9 @@ def test_an_empty_text_says_the_type() -> None:
 def test_what_a_backend_states_itself_is_kept() -> None:
     here = Location("model.py", 3, "x = 1")
     assert explain(ExportRefused("no such thing", here)) == ("no such thing", here)
+    limit = NothingCompiled("the recompile limit was reached", here)
+    limit.__cause__ = RuntimeError("Dynamo recompile limit exceeded")
+    assert explain(limit) == ("the recompile limit was reached", here)
 
 
 def test_the_stack_of_a_running_script_leads_to_its_innermost_line() -> None:
