@@ -7,6 +7,7 @@ operators come down to. Parameters are changed where an operator reads them: no 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -85,6 +86,15 @@ _ROUGH_PREFIXES = ("scaled_dot_product", "flash_attention", "efficient_attention
 """Operators with more than one rounding inside: transcendental functions and fused kernels, 4 units instead of 1."""
 
 
+_SUMS = _words(
+    "sum nansum mean nanmean var var_mean std std_mean norm linalg_vector_norm logsumexp native_layer_norm "
+    "native_group_norm native_batch_norm native_batch_norm_legit native_batch_norm_legit_no_stats "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d trace dot vdot fused_rms_norm"
+)
+_SUMS_ALONG = _words("cumsum cumprod logcumsumexp softmax log_softmax safe_softmax")
+"""Operators that add up the elements of their operand, all or along `dim`."""
+
+
 class NoDouble(Exception):  # noqa: N818 no error: an operator of the model has no meaning in double precision
     """Nothing can be said about this model in double precision; the message says why."""
 
@@ -96,6 +106,8 @@ class _Traits:
     view: bool
     exact: bool
     units: int
+    sums: bool
+    sums_along: bool
     names: tuple[str, ...]
     written: frozenset[str]
 
@@ -114,6 +126,8 @@ def _traits(func: Any) -> _Traits:
         view=view,
         exact=view or (standard and name in _EXACT and not reduces),
         units=4 if rough else 1,
+        sums=standard and name in _SUMS,
+        sums_along=standard and name in _SUMS_ALONG,
         names=tuple(a.name for a in schema.arguments),
         written=written,
     )
@@ -150,6 +164,21 @@ def _is_plain(values: Iterable[torch.Tensor]) -> bool:
 def _is_noisy(tensor: torch.Tensor) -> bool:
     real = tensor.dtype.to_real() if tensor.dtype.is_complex else tensor.dtype
     return real in _INTEGER_OF and tensor.numel() > 0
+
+
+def _units_of_sum(traits: _Traits, args: tuple[Any, ...], kwargs: dict[str, Any], fresh: Iterable[torch.Tensor]) -> int:
+    """Units of noise for a sum: another order of adding is off by the square root of its length, here in lanes.
+
+    A power of two, so that few pools of noise are drawn.
+    """
+    given = _tensors([*args, *kwargs.values()])
+    length = 1
+    if traits.sums and given:
+        length = given[0].numel() // min((t.numel() for t in fresh if t.numel()), default=given[0].numel() or 1)
+    elif traits.sums_along and given and given[0].dim():
+        dim = dict(_by_name(traits, args, kwargs)).get("dim", -1)
+        length = given[0].shape[dim]
+    return 1 << max(0, round(math.log2(max(length, 1)) / 2) - 3)
 
 
 @functools.lru_cache(maxsize=6)
@@ -211,9 +240,10 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = [t for name, a in _by_name(traits, args, kwargs) if name in traits.written for t in _tensors(a)]
         read = {_storage(t) for t in given} - {_storage(t) for t in written}
         fresh = [t for t in _tensors(result) if all(t is not w for w in written)]
+        units = max(traits.units, _units_of_sum(traits, args, kwargs, fresh))
         if _is_plain(fresh):
             for tensor in [*written, *(t for t in fresh if _storage(t) not in read)]:
-                self._add_noise(tensor, traits.units)
+                self._add_noise(tensor, units)
         return result
 
     @staticmethod

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from pytest_torchexport.compare.dispatch import InDouble, Jitter
+from pytest_torchexport.compare.tolerance import default_for
 from pytest_torchexport.compare.tree import as_tensor
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject.run import Record
@@ -136,15 +137,14 @@ class RoundingNoise:
         """
         if leaf.agrees or leaf.cause not in (Cause.NUMERIC, Cause.SPECIAL_VALUE):
             return leaf
-        opinion = self.opinion(leaf.path, expected, actual, eager)
+        opinion = self.opinion(leaf.path, expected, actual, eager, only=_beyond_default)
         if opinion is None:
             return leaf
         if not opinion.agrees:
-            said = "the rounding noise of eager" if math.isfinite(opinion.score) else "rounding, in any jittered run"
-            factor = f"{opinion.score:.3g}x {said}, limit {opinion.limit:g}x"
+            said = f"{opinion.score:.3g}x the rounding noise of eager, limit {opinion.limit:g}x"
             if not math.isfinite(opinion.score):
-                factor = f"never so in {opinion.draws} runs of eager with rounding noise"
-            return dataclasses.replace(leaf, reason=f"{leaf.reason}; {factor}")
+                said = f"in none of {opinion.draws} runs of eager with rounding noise is it so"
+            return dataclasses.replace(leaf, reason=f"{leaf.reason}; {said}")
         if opinion.too_chaotic:
             msg = (
                 f"{leaf.path} is too chaotic: the rounding noise of eager itself is {opinion.ratio:.2g} of the largest "
@@ -157,16 +157,25 @@ class RoundingNoise:
             cause=None,
             mismatched=0,
             max_abs=opinion.error,
-            max_rel=0.0 if not opinion.noise else leaf.max_rel if math.isfinite(leaf.max_rel) else 0.0,
             allowed=opinion.limit * opinion.noise,
             index=opinion.index,
             reason=f"explained by rounding: {opinion.score:.2g}x the noise of eager (limit {opinion.limit:g}x)",
         )
 
-    def opinion(self, path: str, expected: Any, actual: Any, eager: Eager) -> Opinion | None:
-        """Whether noise explains the difference between two leaves of equal kind; None if eager cannot be run so.
+    def opinion(
+        self, path: str, expected: Any, actual: Any, eager: Eager, *, only: Selection | None = None
+    ) -> Opinion | None:
+        """Whether noise explains the difference between two leaves of equal kind, asking for as few runs as will do.
 
-        Draws one jittered run at a time, until one explains the difference.
+        Args:
+            path: the leaf's path.
+            expected: eager's leaf.
+            actual: the exported program's.
+            eager: how to run eager again.
+            only: chooses the elements to be judged; None judges all.
+
+        Returns:
+            The opinion; None if no run of eager with noise or in double precision has this leaf.
         """
         ours, theirs = as_tensor(expected), as_tensor(actual)
         if path not in self._leaves or ours is None or theirs is None:
@@ -175,15 +184,16 @@ class RoundingNoise:
         values = _Values.of(ours, theirs.reshape(ours.shape).to(ours.device))
         if not values.floating:
             return self._discrete(path, values, eager)
-        found = self._score(path, values)
+        judged = torch.ones_like(values.ours, dtype=torch.bool) if only is None else only(values, ours.dtype)
+        found = self._score(path, values, judged)
         if self._draws == _DRAWS and found is not None and _LAST_LIMIT < found.score <= LIMIT:
             # Whether fewer draws explain it must not depend on what was asked before.
             self._forget_draws()
-            found = self._score(path, values)
+            found = self._score(path, values, judged)
         # The reference is one sample of eager's error, and may be a lucky one: at least one draw says how large it is.
         while (found is None or not found.agrees or not self._draws) and self._draws < _DRAWS:
             self._draw(eager)
-            found = self._score(path, values)
+            found = self._score(path, values, judged)
         return found
 
     def _measure_reference(self, eager: Eager) -> None:
@@ -230,7 +240,7 @@ class RoundingNoise:
     def _flips_at(self, path: str, values: _Values) -> _Flips:
         return self._flips.setdefault(path, _Flips(torch.zeros_like(values.ours, dtype=torch.bool)))
 
-    def _score(self, path: str, values: _Values) -> Opinion | None:
+    def _score(self, path: str, values: _Values, judged: torch.Tensor) -> Opinion | None:
         spread = self._spread.get(path)
         if spread is None:
             return None
@@ -242,8 +252,7 @@ class RoundingNoise:
         special = ~_same_class(values.ours, values.theirs) & ~changed
         scale = _scale(noise, finite, values)
         error = torch.where(finite, (values.theirs - centre).abs(), 0.0)
-        # One of two that a draw makes special as well: no number says how far the other is off.
-        score = (error / scale).masked_fill(special, math.inf)
+        score = (error / scale).masked_fill(special, math.inf).masked_fill(~judged, 0.0)
         worst = int(score.argmax())
         limit = LIMIT if self._draws < _DRAWS else _LAST_LIMIT
         highest = float(score.flatten()[worst])
@@ -286,7 +295,7 @@ class RoundingNoise:
         worst = int(flipped.flatten().int().argmax())
         return Opinion(
             agrees=unexplained <= most // 4 and count <= max(most, 1),
-            score=count / most if most else math.inf,
+            score=count / most if most else math.inf if count else 0.0,
             limit=1.0,
             draws=self._draws + _LOUD_DRAWS,
             noise=0.0,
@@ -359,6 +368,18 @@ class _Values:
             return cls(_whole(ours), _whole(theirs), floating=False, unit=0.0, least=0.0)
         info = torch.finfo(real)
         return cls(_wide(ours), _wide(theirs), floating=True, unit=info.eps / 2, least=info.tiny)
+
+
+Selection = Callable[[_Values, torch.dtype], torch.Tensor]
+"""The elements to be judged, as a mask over the values."""
+
+
+def _beyond_default(values: _Values, dtype: torch.dtype) -> torch.Tensor:
+    """The elements that the fixed tolerance does not accept: only they need an explanation."""
+    finite = values.ours.isfinite() & values.theirs.isfinite()
+    size = torch.where(finite, values.ours.abs(), 0.0)
+    limit = default_for(dtype, float(size.max()))
+    return ~finite | ((values.theirs - values.ours).abs() > limit.atol + limit.rtol * size)
 
 
 def _unravel(index: int, shape: torch.Size) -> tuple[int, ...]:
