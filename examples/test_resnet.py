@@ -61,8 +61,8 @@ def test_inference(export_check):
     export_check(ResNet18().eval(), (torch.randn(2, 3, 64, 64),))
 
 
-# A tolerance of its own: eager sums the statistics of a batch norm in float64 on the CPU, compiled code in float32. On an
-# image that is zero but for one point this costs a digit of the gradients, of which the largest are about 10.
+# A tolerance of its own: eager sums the statistics of a batch norm in float64 on the CPU, compiled code in float32. On
+# an image that is zero but for one point this costs a digit of the gradients, of which the largest are about 10.
 @pytest.mark.export_equivalent(backends=["compile"], grad=True, tolerance=Tolerance(rtol=1e-3, atol=2e-3))
 def test_training_step(export_check):
     export_check(ResNet18().train(), (torch.randn(4, 3, 64, 64),))
