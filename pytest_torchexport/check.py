@@ -187,7 +187,7 @@ def export(subject: Subject, policy: Policy, surroundings: Surroundings) -> Expo
     directory = surroundings.directory or Path(tempfile.mkdtemp(prefix="torchexport-"))
     request, snapshot = _request(plan, directory), Snapshot(plan.model)
     try:
-        with fixed_rng(plan.seed, device):
+        with fixed_rng(plan.seed, device), torch.set_grad_enabled(plan.grad):
             program = backend.export(request)
     finally:
         snapshot.restore()
@@ -251,7 +251,9 @@ class _Story:
         self._note(*(NotChecked(what, why) for what, why in reference.notes))
         if reference.invalid is not None:
             return self._outcome(Verdict.INVALID, reference.invalid)
-        exported = self._export(snapshot, _request(plan, directory))
+        # Compilers specialise on autograd being on or off: export under the mode that the runs have.
+        with torch.set_grad_enabled(plan.grad or reference.needs_grad_mode):
+            exported = self._export(snapshot, _request(plan, directory))
         if isinstance(exported, Outcome):
             return self._kept(exported)
         try:

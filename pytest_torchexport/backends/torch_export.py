@@ -273,11 +273,12 @@ def packaged_constants(path: Path, device: torch.device) -> dict[str, torch.Tens
         path: the package.
         device: the device that it was compiled for.
     """
-    runner = getattr(torch._C._aoti, f"AOTIModelContainerRunner{device.type.capitalize()}")
+    container = getattr(torch._C._aoti, f"AOTIModelContainerRunner{device.type.capitalize()}")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, zipfile.ZipFile(path) as package:
         package.extractall(folder)
         (library,) = Path(folder).rglob("*.so")
         options = () if device.type == "cpu" else (str(device), str(library.parent))
         active = False  # not the second buffer, which is for updates of a running model
-        held = runner(str(library), 1, *options).extract_constants_map(active)
-        return {name: tensor.clone() for name, tensor in held.items()}
+        # The tensors are views of the runner's memory: it has to live until they are cloned.
+        runner = container(str(library), 1, *options)
+        return {name: tensor.clone() for name, tensor in runner.extract_constants_map(active).items()}
