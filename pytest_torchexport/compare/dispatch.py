@@ -108,6 +108,7 @@ class _Traits:
     units: int
     sums: bool
     sums_along: bool
+    scan: bool
     names: tuple[str, ...]
     written: frozenset[str]
 
@@ -128,6 +129,7 @@ def _traits(func: Any) -> _Traits:
         units=4 if rough else 1,
         sums=standard and name in _SUMS,
         sums_along=standard and name in _SUMS_ALONG,
+        scan=name.startswith(("cum", "logcum")),
         names=tuple(a.name for a in schema.arguments),
         written=written,
     )
@@ -167,7 +169,9 @@ def _is_noisy(tensor: torch.Tensor) -> bool:
 
 
 def _units_of_sum(traits: _Traits, args: tuple[Any, ...], kwargs: dict[str, Any], fresh: Iterable[torch.Tensor]) -> int:
-    """Units of noise for a sum: another order of adding is off by the square root of its length, here in lanes.
+    """Units of noise for a sum: another order of adding is off by the square root of its length.
+
+    An eighth of that in units, since sums are made in lanes, and a quarter for a scan, which is not.
 
     A power of two, so that few pools of noise are drawn.
     """
@@ -178,7 +182,7 @@ def _units_of_sum(traits: _Traits, args: tuple[Any, ...], kwargs: dict[str, Any]
     elif traits.sums_along and given and given[0].dim():
         dim = dict(_by_name(traits, args, kwargs)).get("dim", -1)
         length = given[0].shape[dim]
-    return 1 << max(0, round(math.log2(max(length, 1)) / 2) - 3)
+    return 1 << max(0, round(math.log2(max(length, 1)) / 2) - (2 if traits.scan else 3))
 
 
 @functools.lru_cache(maxsize=6)
@@ -193,6 +197,11 @@ def _signs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Random signs, 1 or -1, as integers of the dtype."""
     bits = torch.randint(2, (2 * _POOL,), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
     return (bits * 2 - 1).to(dtype).to(device)
+
+
+def _branch(condition: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: Any = ()) -> Any:
+    """What `torch.cond` does, in plain operators."""
+    return (yes if bool(condition) else no)(*operands)
 
 
 class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -217,6 +226,8 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._loudness = loudness
         self.coarsest = 0.0
         """The largest eps among the dtypes that were computed in."""
+        self.blind = False
+        """Whether something was run whose operators this mode does not see."""
         # A storage is known by its address, and a weak reference keeps the address from being given out again.
         self._alive: dict[int, StorageWeakRef] = {}
         self._made: set[int] = set()
@@ -225,8 +236,12 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator on perturbed operands and jitter its result."""
         kwargs = kwargs or {}
+        if func is torch.ops.higher_order.cond:
+            with self:
+                return _branch(*args)
         given = _tensors([*args, *kwargs.values()])
         if not isinstance(func, torch._ops.OpOverload) or not _is_plain(given):
+            self.blind = True
             return func(*args, **kwargs)
         traits = _traits(func)
         if traits.exact and not self._accumulates(traits, args, kwargs):
@@ -359,6 +374,13 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator in double precision."""
         kwargs = kwargs or {}
+        if func is torch.ops.higher_order.cond:
+            # Without the swap of data: that is done once, for the whole run.
+            super().__enter__()  # type: ignore[no-untyped-call]
+            try:
+                return _branch(*args)
+            finally:
+                super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if not isinstance(func, torch._ops.OpOverload):
             msg = f"{func} has no form in double precision"
             raise NoDouble(msg)

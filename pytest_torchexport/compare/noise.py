@@ -118,6 +118,7 @@ class RoundingNoise:
         self._reference: dict[str, torch.Tensor] | None = None
         self._loud = False
         self._coarsest = 0.0
+        self._blind = False
         self.without_reference: str | None = None
 
     def judge(self, leaf: Leaf, expected: Any, actual: Any, eager: Eager) -> Leaf:
@@ -175,7 +176,8 @@ class RoundingNoise:
             only: chooses the elements to be judged; None judges all.
 
         Returns:
-            The opinion; None if no run of eager with noise or in double precision has this leaf.
+            The opinion; None if no run of eager with noise or in double precision has this leaf, or if it runs
+            something that the noise does not reach (tensor subclasses, sparse tensors, control flow operators).
         """
         ours, theirs = as_tensor(expected), as_tensor(actual)
         if path not in self._leaves or ours is None or theirs is None:
@@ -194,7 +196,7 @@ class RoundingNoise:
         while (found is None or not found.agrees or not self._draws) and self._draws < _DRAWS:
             self._draw(eager)
             found = self._score(path, values, judged)
-        return found
+        return None if self._blind and found is not None and not found.agrees else found
 
     def _measure_reference(self, eager: Eager) -> None:
         if self._reference is not None:
@@ -223,6 +225,7 @@ class RoundingNoise:
         mode = Jitter(self._seed, draw, loudness)
         record = eager.rerun(mode)
         self._coarsest = max(self._coarsest, mode.coarsest)
+        self._blind |= mode.blind
         return eager.leaves(record) if record.error is None else {}
 
     def _take(self, leaves: Mapping[str, Any]) -> None:

@@ -342,6 +342,28 @@ def test_gradients_have_noise_and_a_reference() -> None:
     assert any(not torch.equal(noisy.gradients[name], plain.gradients[name]) for name in plain.gradients)
 
 
+def test_a_condition_in_the_model_is_seen_through() -> None:
+    def either(x: torch.Tensor) -> Any:
+        return torch.cond(x.sum() > 0, one_pass_variance, lambda v: v.sum(-1) * 2, (x,))
+
+    torch.manual_seed(0)
+    x = torch.randn(16, 300) + 10
+    measured = Measured(either, x)
+    assert measured.judge(other_order(x)).agrees
+    assert measured.opinion(other_order(x)).centred
+    assert not measured.judge(other_order(x) * 1.001).agrees
+
+
+def test_no_opinion_where_the_noise_does_not_reach() -> None:
+    sparse = torch.eye(8).to_sparse()
+    x = torch.randn(8, 8)
+    measured = Measured(lambda v: torch.sparse.mm(sparse, v) * 1.5, x)
+    off = measured.expected["output"] * (1 + 1e-4)
+    leaf = measured.judge(off)
+    assert leaf.cause is Cause.NUMERIC
+    assert "noise" not in leaf.reason
+
+
 class Remembering(Stateful):
     def forward(self, x: torch.Tensor, counts: list[torch.Tensor]) -> dict[str, Any]:  # type: ignore[override]
         self.mean.mul_(0.9)
