@@ -37,7 +37,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "outcome": "Cause Evidence Input Leaf Location NotChecked Outcome Stage Verdict",
-    "errors": "BackendUnavailable ConventionError ExportRefused NotEquivalent ReferenceInvalid TorchExportError UsageError",
+    "errors": (
+        "BackendUnavailable ConventionError ExportRefused NotEquivalent ReferenceInvalid TorchExportError UsageError"
+    ),
     "check": "assert_equivalent check",
     "compare.tolerance": "Tolerance",
     "inputs.domain": "booleans floats integers optional sampled_from",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -17,7 +16,6 @@ from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, F
 from pytest_torchexport.backends.quiet import quiet
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.compare.records import Comparison, compare_records
-from pytest_torchexport.compare.tolerance import Tolerance
 from pytest_torchexport.diagnose import keep, message
 from pytest_torchexport.diagnose.cause import Attribution, Finding, attribute
 from pytest_torchexport.diagnose.refusal import explain
@@ -36,6 +34,11 @@ from pytest_torchexport.subject.call import name_of, positional_names
 from pytest_torchexport.subject.run import Record, fixed_rng
 from pytest_torchexport.subject.run import run as run_program
 from pytest_torchexport.subject.state import Snapshot, identical
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pytest_torchexport.compare.tolerance import Tolerance
 
 __all__ = [
     "Policy",
@@ -335,7 +338,7 @@ class _Story:
         if unjudged and not failures and (unjudged[0][0].kind == "example" or len(unjudged) > len(self.inputs)):
             return self._outcome(Verdict.INVALID, f"on the input {unjudged[0][0].label}, {unjudged[0][1]}")
         if not failures:
-            return self._equivalent(reference)
+            return self._equivalent()
         return self._not_equivalent(snapshot, reference, exported, failures)
 
     def _run(
@@ -347,14 +350,14 @@ class _Story:
             snapshot.restore()
         elif loaded:
             exported.write_state(containers.clone(loaded))
-        parameters = exported.parameters() if plan.grad else None
+        parameters = (exported.parameters() or {}) if self._takes_gradients else None
         record = run_program(
             exported,
             trial.calls,
             device=plan.device,
             seed=plan.seed,
             keep_apart=snapshot.tensors() if exported.shares_module else (),
-            parameters=parameters if not plan.grad else (parameters or {}),
+            parameters=parameters,
             names=positional_names(plan.model, plan.example),
             needs_grad_mode=reference.needs_grad_mode,
         )
@@ -391,6 +394,7 @@ class _Story:
                 states=reference.states(reference.start if exported.shares_module else loaded),
                 names=plan.names,
                 tolerance=self.policy.tolerance,
+                gradients=self._gradients_of(exported, trial),
                 second_opinion=None if self.policy.tolerance else second_opinion(plan, snapshot, reference, trial),
             )
         if not comparison.unjudged or comparison.disagreeing:
@@ -410,16 +414,31 @@ class _Story:
             calls=len(trial.calls),
         )
 
+    @property
+    def _takes_gradients(self) -> bool:
+        return self.plan.grad and self.backend.gradients
+
+    def _gradients_of(self, exported: Exported, trial: Trial) -> frozenset[str]:
+        """Names of eager's gradients that the program has too; the others are in the ledger."""
+        if not self.plan.grad:
+            return frozenset()
+        if not self.backend.gradients:
+            self._note(NotChecked("gradients", f"{self.backend.name} programs have none"))
+            return frozenset()
+        frozen = (self.plan.parameters() or {}).keys() - (exported.parameters() or {}).keys()
+        for name in frozen:
+            self._note(NotChecked(f"gradient of {name}", "the exported program holds the parameter as a constant"))
+        return frozenset(trial.record.gradients) - {f"gradient of {name}" for name in frozen}
+
     def _is_declared(self, argument: str) -> bool:
         """Whether the user said that this argument varies."""
         return any(argument == name or argument.startswith((name + "[", name + ".")) for name in self.plan.inputs or ())
 
-    def _equivalent(self, reference: Reference) -> Outcome:
-        compared = [leaf for leaf in self.leaves]
-        if not self.inputs or not compared:
+    def _equivalent(self) -> Outcome:
+        if not self.inputs or not self.leaves:
             why = "no input could be compared: " + "; ".join(entry.why for entry in self.not_checked)
             return self._outcome(Verdict.INVALID, why)
-        counts = f"{len(compared)} comparisons on {len(self.inputs)} inputs"
+        counts = f"{len(self.leaves)} comparisons on {len(self.inputs)} inputs"
         head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.EQUIVALENT, counts)
         return self._outcome(Verdict.EQUIVALENT, head)
 
@@ -487,7 +506,8 @@ class _Story:
     def _kept(self, outcome: Outcome) -> Outcome:
         """Keep what a person will want to look at, if the policy says so."""
         around = self.surroundings
-        if around.keep_in is None or around.keep == "off" or (around.keep == "retain-on-failure" and not outcome.failed):
+        wanted = around.keep == "on" or (around.keep == "retain-on-failure" and outcome.failed)
+        if around.keep_in is None or not wanted:
             return outcome
         tensors: dict[str, Any] = {}
         if self.shown is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +13,9 @@ from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.check import Policy, Subject, Surroundings, run
 from pytest_torchexport.errors import BackendUnavailable
 from pytest_torchexport.outcome import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Scorer(nn.Module):
@@ -35,7 +37,7 @@ class Average(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(4))
+        self.mean = nn.Buffer(torch.zeros(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The input less the mean of what came before."""
@@ -81,7 +83,7 @@ class _OtherDtype(Scorer):
 
 
 class _DroppedOutput(Scorer):
-    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor]:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor]:  # type: ignore[override]  # noqa: ARG002
         hidden = self.linear(x)
         scores = torch.where(hidden.sum() > 0, torch.tanh(hidden), hidden - 1)
         return (scores,)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.backends.base import Backend
 from pytest_torchexport.compare.tolerance import Tolerance
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw, shapes
 from pytest_torchexport.subject import containers, devices
 from pytest_torchexport.subject.call import Call, bind, check_callable, describe_type
 from pytest_torchexport.subject.state import fingerprint, identical
+
+if TYPE_CHECKING:
+    from pytest_torchexport.backends.base import Backend
 
 
 @dataclass(frozen=True)

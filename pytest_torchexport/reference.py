@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,11 +15,16 @@ from pytest_torchexport.compare.records import SecondOpinion, StateView, compare
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw
 from pytest_torchexport.outcome import Leaf
-from pytest_torchexport.plan import Plan
 from pytest_torchexport.subject import containers, source
 from pytest_torchexport.subject.call import Call, name_of, positional_names
 from pytest_torchexport.subject.run import Record, run
 from pytest_torchexport.subject.state import Snapshot, identical, parameter_marks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from pytest_torchexport.plan import Plan
 
 _ATTEMPTS_PER_INPUT = 5
 """How many generated inputs eager may reject for each that is wanted, before generation gives up."""

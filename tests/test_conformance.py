@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from pytest_torchexport import Backend, Exported, ExportRequest, Outcome, Verdict, check_backend, register_backend
 from pytest_torchexport.backends import registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FAST = ["trace", "script", "compile:backend=aot_eager", "export", "onnx-torchscript"]
 SLOW = ["compile", "aoti", "onnx"]
@@ -48,8 +50,8 @@ class Cheat(Backend):
 
     def load(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
         right = type(request.model).__mro__[1]
-        twin = right.__new__(right)
-        twin.__dict__ = request.model.__dict__
+        twin: Any = object.__new__(right)
+        twin.__dict__ = vars(request.model)
         return RunsEager(twin)
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from pytest_torchexport.errors import UsageError
-from pytest_torchexport.outcome import Cause, Location, NotChecked
-from pytest_torchexport.subject.call import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from pytest_torchexport.outcome import Cause, Location, NotChecked
+    from pytest_torchexport.subject.call import Call
 
 
 class Structure(StrEnum):
@@ -121,7 +124,7 @@ class Exported(ABC):
         """The program's parameters by qualified name, for gradients; None where it has none to give."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 most programs have nothing to release
         """Release what outlives the object (sessions, compiled code). Called once, after the last run."""
 
 
@@ -151,12 +154,11 @@ class Backend(ABC):
     @property
     def id(self) -> str:
         """The name with the options that differ from their defaults: `compile:mode=max-autotune`."""
-        if not dataclasses.is_dataclass(self):
-            return self.name
+        options: dict[str, dataclasses.Field[Any]] = getattr(self, "__dataclass_fields__", {})
         changed = [
-            f"{f.name}={_spell(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != _default(f)
+            f"{option.name}={_spell(getattr(self, option.name))}"
+            for option in options.values()
+            if option.init and getattr(self, option.name) != _default(option)
         ]
         return self.name + (":" + ",".join(changed) if changed else "")
 

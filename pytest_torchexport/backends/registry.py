@@ -5,8 +5,6 @@ Standard library only, so that names can be listed and checked without importing
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_torchexport.errors import UsageError
 
 if TYPE_CHECKING:
+    import dataclasses
+
     from pytest_torchexport.backends.base import Backend
 
 ENTRY_POINT_GROUP = "pytest_torchexport.backends"
@@ -119,10 +119,11 @@ def make_backend(spec: str | Backend) -> Backend:
         raise UsageError(msg)
     name, texts = split_spec(spec)
     cls = backend_class(name)
-    fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+    fields: dict[str, dataclasses.Field[Any]] = getattr(cls, "__dataclass_fields__", {})
+    options = [option.name for option in fields.values() if option.init]
     for key in texts:
-        if key not in fields:
-            raise UsageError(unknown(f"option of backend {name!r}", key, list(fields)))
+        if key not in options:
+            raise UsageError(unknown(f"option of backend {name!r}", key, options))
     return cls(**{key: _parse(text) for key, text in texts.items()})
 
 
@@ -139,6 +140,8 @@ def _parse(text: str) -> Any:
 
 def unknown(what: str, name: str, accepted: list[str]) -> str:
     """The message for a name that is not one of the accepted ones, with the nearest of them."""
+    import difflib  # noqa: PLC0415 - only for errors, and pytest loads this module at each start
+
     near = difflib.get_close_matches(name, accepted, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {name!r}.{hint} Accepted: {', '.join(accepted) or 'none'}."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import types
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -18,6 +17,10 @@ from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, as_module, bind, signature_of
 from pytest_torchexport.subject.state import identical, script_attributes, write_script_attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 
 @dataclass
@@ -84,14 +87,14 @@ class _ScriptExported(Exported):
         return self._call(self._loaded, args, kwargs)
 
     def read_state(self) -> dict[str, Any] | None:
-        if not isinstance(self._loaded, torch.nn.Module):
+        if not isinstance(self._loaded, torch.jit.ScriptModule):
             return {}
         state: dict[str, Any] = dict(self._loaded.named_buffers()) | script_attributes(self._loaded)
         return {name.removeprefix(self._prefix): value for name, value in state.items()}
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         super().write_state(state)
-        if isinstance(self._loaded, torch.nn.Module):
+        if isinstance(self._loaded, torch.jit.ScriptModule):
             write_script_attributes(self._loaded, {self._prefix + name: value for name, value in state.items()})
 
     def parameters(self) -> dict[str, torch.Tensor] | None:
@@ -126,7 +129,7 @@ class _TorchScript(Backend):
     def load(self, program: _Program, path: Path | None, request: ExportRequest) -> Exported:
         """Read `model.pt` back; its parameters become views of the model's own where they have the same bits."""
         with capture():
-            loaded = torch.jit.load(str(path), map_location=request.device)
+            loaded = torch.jit.load(str(path), map_location=request.device)  # type: ignore[no-untyped-call]
             if self.optimize_for_inference:
                 # Its operators cannot be serialised: what is saved is frozen, and optimised where it is loaded.
                 loaded = torch.jit.optimize_for_inference(loaded)
@@ -163,14 +166,14 @@ class Trace(_TorchScript):
 
     def _trace(self, model: Callable[..., Any], call: Call) -> _Program:
         """Trace with the arguments as they are if jit.trace takes them, else by keyword, else as a list of tensors."""
-        options: dict[str, Any] = {"check_trace": False, "strict": self.strict}
+        trace = functools.partial(torch.jit.trace, check_trace=False, strict=self.strict)
         convention = Convention(model, call)
 
         def positional(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             return loaded(*convention.arrange(args, kwargs)[0])
 
         if not call.kwargs and call.args and all(_traceable(arg) for arg in call.args):
-            return _Program(torch.jit.trace(model, call.args, **options), positional, [])
+            return _Program(trace(model, call.args), positional, [])
         named = bind(model, call)
         tensors = {name: value for name, value in named.items() if _traceable(value)}
         constants = tuple(name for name in named if name not in tensors)
@@ -180,7 +183,7 @@ class Trace(_TorchScript):
             return loaded(**{name: arranged[name] for name in tensors})
 
         if tensors and _can_go_by_name(model, call) and all(_is_default(model, n, named[n]) for n in constants):
-            return _Program(torch.jit.trace(model, example_kwarg_inputs=tensors, **options), by_name, [], constants)
+            return _Program(trace(model, example_kwarg_inputs=tensors), by_name, [], constants)
 
         def flat(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             return loaded(*(tensor for _, tensor in containers.tensors(convention.arrange(args, kwargs))))
@@ -188,7 +191,7 @@ class Trace(_TorchScript):
         wrapped = _Tensors(as_module(model), call)
         wrapped.training = wrapped.model.training
         parts = tuple(tensor for _, tensor in containers.tensors((call.args, dict(call.kwargs))))
-        return _Program(torch.jit.trace(wrapped, parts, **options), flat, [], constants, "model")
+        return _Program(trace(wrapped, parts), flat, [], constants, "model")
 
 
 def _nameable(model: Callable[..., Any]) -> Callable[..., Any]:

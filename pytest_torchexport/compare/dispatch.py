@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 _POOL = 1 << 20
 """A tensor takes its noise from a random place of a pool of twice this length: a draw per operator would cost more
@@ -95,7 +97,7 @@ _SUMS_ALONG = _words("cumsum cumprod logcumsumexp softmax log_softmax safe_softm
 """Operators that add up the elements of their operand, all or along `dim`."""
 
 
-class NoDouble(Exception):  # noqa: N818 no error: an operator of the model has no meaning in double precision
+class NoDouble(Exception):  # no error: an operator of the model has no meaning in double precision
     """Nothing can be said about this model in double precision; the message says why."""
 
 

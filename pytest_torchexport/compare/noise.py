@@ -10,9 +10,8 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -20,7 +19,11 @@ from pytest_torchexport.compare.dispatch import InDouble, Jitter
 from pytest_torchexport.compare.tolerance import default_for
 from pytest_torchexport.compare.tree import as_tensor
 from pytest_torchexport.outcome import Cause, Leaf
-from pytest_torchexport.subject.run import Record
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from pytest_torchexport.subject.run import Record
 
 LIMIT = 6.0
 """How many times the noise a correct export may be off."""
@@ -33,7 +36,7 @@ _LEAST_SLICE = 8
 """The root mean square over fewer elements may be tiny by luck."""
 
 
-class TooChaotic(Exception):  # noqa: N818 no error: the model cannot be judged on this input
+class TooChaotic(Exception):  # no error: the model cannot be judged on this input
     """The noise would explain the difference, but it is so large that it would explain nearly any; says how large."""
 
 

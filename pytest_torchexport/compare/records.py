@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pytest_torchexport.backends.base import Structure
 from pytest_torchexport.compare.noise import TooChaotic
 from pytest_torchexport.compare.tolerance import Tolerance, compare_leaf
 from pytest_torchexport.compare.tree import pair
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject import containers
-from pytest_torchexport.subject.call import Call
-from pytest_torchexport.subject.run import Record
 from pytest_torchexport.subject.state import identical
+
+if TYPE_CHECKING:
+    from pytest_torchexport.backends.base import Structure
+    from pytest_torchexport.subject.call import Call
+    from pytest_torchexport.subject.run import Record
 
 
 @dataclass
@@ -96,6 +98,7 @@ def compare_records(
     states: StateView,
     names: Callable[[Call], Mapping[str, Any]],
     tolerance: Tolerance | None,
+    gradients: frozenset[str] | None = None,
     second_opinion: SecondOpinion | None = None,
 ) -> Comparison:
     """Compare an exported program's record with eager's on the same calls.
@@ -108,6 +111,7 @@ def compare_records(
         states: the two starting states.
         names: a call's arguments by name.
         tolerance: None takes the defaults by dtype.
+        gradients: names of the gradients to compare; None compares all.
         second_opinion: asked about each leaf whose values differ by more than the tolerance.
     """
     comparison = Comparison()
@@ -132,7 +136,7 @@ def compare_records(
         after = (names(expected.arguments[index]), names(actual.arguments[index]))
         comparison.leaves += _compare_arguments(prefix, names(before), *after, leaf_of)
     _compare_states(comparison, expected, actual, states, leaf_of)
-    comparison.leaves += _compare_gradients(expected, actual, leaf_of)
+    comparison.leaves += _compare_gradients(expected, actual, gradients, leaf_of)
     return comparison
 
 
@@ -198,13 +202,14 @@ def _compare_states(
         comparison.leaves.append(leaf)
 
 
-def _compare_gradients(expected: Record, actual: Record, leaf_of: Callable[[str, Any, Any], Leaf]) -> list[Leaf]:
+def _compare_gradients(
+    expected: Record, actual: Record, wanted: frozenset[str] | None, leaf_of: Callable[[str, Any, Any], Leaf]
+) -> list[Leaf]:
     """Compare gradients by name; one that is left out counts as zero, as autograd users take it."""
     found = []
-    for name in dict.fromkeys([*expected.gradients, *actual.gradients]):
-        ours, theirs = expected.gradients.get(name), actual.gradients.get(name)
-        some = ours if ours is not None else theirs
-        assert some is not None
+    ours = {name: grad for name, grad in expected.gradients.items() if wanted is None or name in wanted}
+    for name in dict.fromkeys([*ours, *actual.gradients]):
+        some = ours[name] if name in ours else actual.gradients[name]
         zero = some.new_zeros(some.shape)
-        found.append(leaf_of(name, zero if ours is None else ours, zero if theirs is None else theirs))
+        found.append(leaf_of(name, ours.get(name, zero), actual.gradients.get(name, zero)))
     return found

@@ -35,7 +35,7 @@ class Tolerance:
             msg = f"Tolerance needs both rtol and atol, {missing} is missing: write Tolerance(rtol=1e-4, atol=1e-5)"
             raise UsageError(msg)
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
                 msg = f"Tolerance {name}={value!r}: give a finite number that is not negative"
                 raise UsageError(msg)
         object.__setattr__(self, "rtol", float(rtol))

@@ -33,9 +33,7 @@ class Pairs:
     def problem(self, path: str, reason: str, expected: Any, actual: Any) -> None:
         """Note that the structures part at the path."""
         shown, got = containers.describe(expected), containers.describe(actual)
-        self.problems.append(
-            Leaf(path, agrees=False, cause=Cause.STRUCTURE, reason=reason, expected=shown, actual=got)
-        )
+        self.problems.append(Leaf(path, agrees=False, cause=Cause.STRUCTURE, reason=reason, expected=shown, actual=got))
 
 
 def pair(expected: Any, actual: Any, structure: Structure, root: str = "output") -> Pairs:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pytest_torchexport.backends.base import Suspicion
 from pytest_torchexport.outcome import Cause, Evidence, Leaf, Location
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_torchexport.backends.base import Suspicion
 
 _BAKED = (Cause.BAKED_BRANCH, Cause.BAKED_VALUE, Cause.BAKED_SHAPE)
 _KIND_FIRST = (Cause.STRUCTURE, Cause.SHAPE, Cause.DTYPE)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pytest_torchexport.outcome import Outcome
 from pytest_torchexport.subject import containers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pytest_torchexport.outcome import Outcome
 
 
 def keep(outcome: Outcome, folder: Path, artifact: Path | None, tensors: Mapping[str, Any]) -> Outcome:
@@ -36,7 +39,8 @@ def keep(outcome: Outcome, folder: Path, artifact: Path | None, tensors: Mapping
     try:
         kept = _write(outcome, folder, artifact, tensors)
     except OSError as error:
-        return dataclasses.replace(outcome, message=f"{outcome.message}\n  not kept: {folder}: {error.strerror or error}")
+        why = f"  not kept: {folder}: {error.strerror or error}"
+        return dataclasses.replace(outcome, message=f"{outcome.message}\n{why}")
     return kept
 
 

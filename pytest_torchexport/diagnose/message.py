@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pytest_torchexport.diagnose.cause import Attribution
 from pytest_torchexport.outcome import Cause, Leaf, Location, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_torchexport.diagnose.cause import Attribution
 
 _REMEDY = {
     Cause.BAKED_BRANCH: (

@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pytest_torchexport.backends.registry import unknown
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.plugin import names
+from pytest_torchexport.plugin.marks import MARKER
 
 if TYPE_CHECKING:
     import pytest
 
     from pytest_torchexport.compare.tolerance import Tolerance
     from pytest_torchexport.plugin.names import BackendEntry
-
-MARKER = "export_equivalent"
-
-DESCRIPTION = (
-    f"{MARKER}(*, backends=None, devices=None, dtypes=None, tolerance=None, n_inputs=None, seed=None, grad=None, "
-    "require=None, xfail=None): check the model that the test hands to export_check on these backends and devices."
-)
 
 
 @dataclass(frozen=True)

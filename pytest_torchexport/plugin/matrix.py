@@ -14,21 +14,19 @@ import pytest
 from pytest_torchexport.backends.registry import DEFAULT_BACKENDS, backend_names
 from pytest_torchexport.errors import NotEquivalent, UsageError
 from pytest_torchexport.plugin import names
-from pytest_torchexport.plugin.marker import MARKER, Marker, read_marker
-from pytest_torchexport.plugin.names import AVAILABLE, BackendEntry
-from pytest_torchexport.plugin.options import BACKENDS, DEFAULT_INPUTS, DEFAULT_SEED, DEVICES, Settings
+from pytest_torchexport.plugin.marker import Marker, read_marker
+from pytest_torchexport.plugin.marks import MARKER, NO_BACKEND, PARAMETER, device_kind, mark_line, mark_name
+from pytest_torchexport.plugin.options import AVAILABLE, BACKENDS, DEFAULT_INPUTS, DEFAULT_SEED, DEVICES, DTYPE_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_torchexport.backends.base import Backend
     from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.plugin.names import BackendEntry
+    from pytest_torchexport.plugin.settings import Settings
 
 DEFAULT_DEVICES = ("cpu",)
-PARAMETER = "_export_cell"
-"""The hidden fixture that carries the cell to `export_check`."""
-NO_BACKEND = "no-backend"
-"""Id of the one item of a test for which the selection leaves nothing."""
 
 COMMAND_LINE = "the command line"
 THE_MARKER = "the test's marker"
@@ -83,6 +81,11 @@ class NoCell:
 
     reason: str
     by_name: bool = True
+
+    @property
+    def id(self) -> str:
+        """What stands in the brackets of the test's id."""
+        return NO_BACKEND if self.by_name else "no-device"
 
 
 @dataclass(frozen=True)
@@ -168,14 +171,14 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
 
 def serves(required: str, entry: BackendEntry, device: str) -> bool:
     """Whether a check on this backend and device is one that the required name asks for."""
-    return required in (entry.name, entry.id, device, names.device_kind(device))
+    return required in (entry.name, entry.id, device, device_kind(device))
 
 
 def params(cells: list[Cell] | NoCell, config: pytest.Config) -> Iterator[Any]:
     """The arguments of `parametrize`: the cells with their ids and marks."""
     own = getattr(pytest.mark, MARKER)
     if isinstance(cells, NoCell):
-        yield pytest.param(cells, id=NO_BACKEND, marks=[own, pytest.mark.skip(reason=cells.reason)])
+        yield pytest.param(cells, id=cells.id, marks=[own, pytest.mark.skip(reason=cells.reason)])
         return
     for cell in cells:
         marks = [own, _mark(config, "backend", cell.backend_name), _mark(config, "device", cell.device)]
@@ -185,16 +188,6 @@ def params(cells: list[Cell] | NoCell, config: pytest.Config) -> Iterator[Any]:
         if group:
             marks.append(pytest.mark.xdist_group(group))
         yield pytest.param(cell, id=cell.id, marks=marks)
-
-
-def mark_name(kind: str, name: str) -> str:
-    """The mark of a backend or device: `export_backend_onnx_torchscript`, `export_device_cuda` (for `cuda:1`, too)."""
-    return f"export_{kind}_" + names.device_kind(name).replace("-", "_")
-
-
-def mark_line(kind: str, name: str) -> str:
-    """How that mark is registered."""
-    return f"{mark_name(kind, name)}: checks on the {kind} {names.device_kind(name)}, set by pytest-torchexport."
 
 
 def _mark(config: pytest.Config, kind: str, name: str) -> pytest.MarkDecorator:
@@ -212,7 +205,7 @@ def _group(config: pytest.Config, device: str) -> str | None:
     Only `--dist loadgroup` reads it. A plain `cuda` on a machine with several GPUs has none: there each worker has
     its own GPU.
     """
-    kind = names.device_kind(device)
+    kind = device_kind(device)
     if not getattr(config.option, "loadgroup", False) or kind == "cpu":
         return None
     if device == kind and device_count(kind) > 1:
@@ -296,9 +289,9 @@ def _devices(marker: Marker, settings: Settings) -> list[_Device] | NoCell:
 
 def _narrow(listed: str, wanted: str) -> str | None:
     """The device that both mean: `cuda` stands for any GPU, `cuda:1` for one."""
-    if listed == wanted or names.device_kind(listed) == wanted:
+    if listed == wanted or device_kind(listed) == wanted:
         return listed
-    return wanted if names.device_kind(wanted) == listed else None
+    return wanted if device_kind(wanted) == listed else None
 
 
 def _expand(listed: Iterable[str], source: str) -> list[_Device]:
@@ -342,4 +335,4 @@ def _names_cell(key: str, backend: str, marker: Marker) -> bool:
     device, _, dtype = key.removeprefix(backend + "-").partition("-")
     listed = marker.devices is None or AVAILABLE in marker.devices
     known = names.is_device(device) and (listed or any(_narrow(one, device) for one in marker.devices or ()))
-    return known and (not dtype or dtype in (marker.dtypes or names.DTYPES))
+    return known and (not dtype or dtype in (marker.dtypes or DTYPE_NAMES))

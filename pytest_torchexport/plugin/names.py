@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 from pytest_torchexport.backends.registry import make_backend, split_spec, unknown
 from pytest_torchexport.errors import UsageError
+from pytest_torchexport.plugin.marks import DEVICE_KINDS
+from pytest_torchexport.plugin.options import AVAILABLE, DTYPE_NAMES
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend
-
-DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
-AVAILABLE = "available"
-"""Stands for every device that the machine has."""
-DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 _DEVICE = re.compile(rf"({'|'.join(DEVICE_KINDS)})(:\d+)?")
 
@@ -84,11 +81,6 @@ def check_device(name: str) -> str:
     return name
 
 
-def device_kind(name: str) -> str:
-    """`cuda` of `cuda:1`."""
-    return name.partition(":")[0]
-
-
 def check_dtype(name: str) -> str:
     """The name without `torch.`, if floating inputs and weights can be in this dtype.
 
@@ -96,8 +88,8 @@ def check_dtype(name: str) -> str:
         UsageError: they cannot; lists the accepted ones.
     """
     short = name.removeprefix("torch.")
-    if short not in DTYPES:
-        raise UsageError(unknown("dtype", name, list(DTYPES)))
+    if short not in DTYPE_NAMES:
+        raise UsageError(unknown("dtype", name, list(DTYPE_NAMES)))
     return short
 
 

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.plugin.options import not_writable
+from pytest_torchexport.plugin.settings import not_writable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,7 @@ import pytest
 
 from pytest_torchexport.outcome import Stage, Verdict
 from pytest_torchexport.plugin import isolation, transport
-from pytest_torchexport.plugin.fixture import twice
-from pytest_torchexport.plugin.marker import MARKER
+from pytest_torchexport.plugin.checker import twice
 from pytest_torchexport.plugin.matrix import Cell
 from pytest_torchexport.plugin.stash import RUN, STATE, ItemState
 
@@ -23,15 +22,8 @@ CHECKED_NOTHING = (
 )
 
 
-def is_marked(item: pytest.Item) -> bool:
-    """Whether the item has to check something."""
-    return item.get_closest_marker(MARKER) is not None
-
-
 def begin(item: pytest.Item) -> None:
     """Before the fixtures: they make models, too, and these have to be the same in each item of a test."""
-    if not is_marked(item):
-        return
     state = item.stash[STATE] = ItemState()
     transport.detach(item)
     cell = transport.cell_of(item)
@@ -43,11 +35,8 @@ def begin(item: pytest.Item) -> None:
 
 
 @contextmanager
-def unseen(config: pytest.Config, scope: str) -> Iterator[None]:
-    """Around the setup of a fixture: one of a wider scope draws in the first item only, so its draws are undone."""
-    if scope == "function" or not config.stash[RUN].seeded:
-        yield
-        return
+def unseen() -> Iterator[None]:
+    """Around the setup of a fixture that several items share: it draws in the first only, so its draws are undone."""
     restore = isolation.save_rng()
     try:
         yield
@@ -70,8 +59,6 @@ def before_body(item: pytest.Item) -> None:
 
 def require_one_call(item: pytest.Item) -> None:
     """After a body that passed: no check is no pass, and two checks have no single verdict."""
-    if not is_marked(item):
-        return
     calls = item.stash[STATE].calls
     if calls == 0:
         pytest.fail(CHECKED_NOTHING, pytrace=False)
@@ -82,7 +69,7 @@ def require_one_call(item: pytest.Item) -> None:
 def conclude(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """After setup or body, before the report is made: attach the outcome, or why there is none."""
     last = call.when == "call" or (call.when == "setup" and call.excinfo is not None)
-    if not last or not is_marked(item):
+    if not last:
         return
     run = item.config.stash[RUN]
     if call.excinfo is not None and isolation.on_accelerator(transport.cell_of(item)):

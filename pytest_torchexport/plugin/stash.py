@@ -1,43 +1,68 @@
-"""What the plugin keeps on pytest's objects: one `Run` on the config, one `ItemState` on each marked item."""
+"""What the plugin keeps on pytest's objects: one `Run` on the config, one `ItemState` on each marked item.
+
+Not dataclasses: this module is loaded at each start of pytest, and making one takes a millisecond.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import tempfile
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pytest_torchexport.check import ReferenceStore
-    from pytest_torchexport.plugin.options import Settings
+    from pytest_torchexport.plugin.settings import Settings
+
+WORKERINPUT = "torchexport"
+"""Key of what the controller of pytest-xdist tells its workers."""
 
 
-@dataclass
 class Run:
     """One run of pytest, in one process.
 
     Attributes:
         worker: name of the xdist worker that this process is; None for a run without xdist and for its controller.
         stages: folder where workers note the stage that they enter; made by the first that does.
-        output_is_ours: whether the output directory did not exist when the run began.
         references: eager results that the items of a test share, by the test's id.
         seeded: an item is being run whose random numbers must not depend on what ran before it.
         collect_garbage: a failed item may still hold memory of an accelerator.
     """
 
-    settings: Settings
-    worker: str | None
-    stages: Path
-    output_is_ours: bool
-    references: dict[str, ReferenceStore] = field(default_factory=dict)
-    seeded: bool = False
-    collect_garbage: bool = False
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        told = getattr(config, "workerinput", None)
+        self.worker: str | None = told["workerid"] if told else None
+        self._told: dict[str, Any] = told[WORKERINPUT] if told else {}
+        unique = f"pytest-torchexport-{os.urandom(8).hex()}"
+        self.stages = Path(self._told.get("stages") or Path(tempfile.gettempdir(), unique))
+        self.references: dict[str, ReferenceStore] = {}
+        self.seeded = False
+        self.collect_garbage = False
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What command line and ini say."""
+        from pytest_torchexport.plugin.settings import read_settings  # noqa: PLC0415 - not needed at each start
+
+        return read_settings(self._config)
+
+    @cached_property
+    def output_is_ours(self) -> bool:
+        """Whether the output directory did not exist before the first check."""
+        known = self._told.get("output_is_ours")
+        return not self.settings.output.exists() if known is None else bool(known)
+
+    def for_workers(self) -> dict[str, Any]:
+        """What the controller tells its workers."""
+        return {"stages": str(self.stages), "output_is_ours": self.output_is_ours}
 
 
-@dataclass
 class ItemState:
     """One marked item while it runs.
 
@@ -47,9 +72,10 @@ class ItemState:
         restore_rng: puts the random number generators back to what they were before the item.
     """
 
-    calls: int = 0
-    record: dict[str, Any] | None = None
-    restore_rng: Callable[[], None] | None = None
+    def __init__(self) -> None:
+        self.calls = 0
+        self.record: dict[str, Any] | None = None
+        self.restore_rng: Callable[[], None] | None = None
 
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.backends.registry import backend_names
 from pytest_torchexport.outcome import Verdict
-from pytest_torchexport.plugin.matrix import NO_BACKEND
+from pytest_torchexport.plugin.matrix import Cell
+from pytest_torchexport.plugin.transport import cell_of, origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,6 +50,16 @@ def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record]) 
         for detail in details(records):
             reporter.write_line(detail)
     reporter.write_line(totals(records))
+
+
+def collected(items: Iterable[pytest.Item]) -> list[str]:
+    """`export equivalence: 8 checks of 2 tests on trace-cpu, onnx-cpu`; nothing where no item is a check."""
+    cells = [(origin_of(item), cell.id) for item in items if isinstance(cell := cell_of(item), Cell)]
+    if not cells:
+        return []
+    where = ", ".join(dict.fromkeys(cell for _, cell in cells))
+    tests = len({origin for origin, _ in cells})
+    return [f"export equivalence: {_count(len(cells), 'check')} of {_count(tests, 'test')} on {where}"]
 
 
 def cell_text(record: Record) -> tuple[str, str]:
@@ -98,7 +109,7 @@ def table(rows: dict[str, list[Record]], width: int) -> list[Line]:
             lines.append(line)
     for label, row in zip(labels, rows.values(), strict=True):
         for record in row:
-            if record["cell"] == NO_BACKEND:
+            if not record["backend"]:
                 text, color = cell_text(record)
                 lines.append([(f"{_cut(label, label_width).ljust(label_width)}  ", ""), (text, color)])
                 lines[-1].append((f": {record['message'].splitlines()[0]}"[: width - label_width - len(text) - 2], ""))
@@ -152,7 +163,7 @@ def _fine(row: Iterable[Record]) -> bool:
 
 def _columns(records: Iterable[Record]) -> dict[str, str]:
     """The columns by cell id, in the order of the backends, with the shortest title that tells them apart."""
-    cells = {record["cell"]: record for record in records if record["cell"] != NO_BACKEND}
+    cells = {record["cell"]: record for record in records if record["backend"]}
     known = backend_names()
 
     def order(record: Record) -> tuple[int, str]:

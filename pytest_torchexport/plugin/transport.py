@@ -7,21 +7,19 @@ when the worker dies later.
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.outcome import NotChecked, Outcome, Stage, Verdict
-from pytest_torchexport.plugin.matrix import NO_BACKEND, PARAMETER, Cell, NoCell
-from pytest_torchexport.plugin.stash import RUN, Run
+from pytest_torchexport.plugin.marks import PARAMETER
+from pytest_torchexport.plugin.matrix import Cell, NoCell
+from pytest_torchexport.plugin.reporting import PROPERTY
+from pytest_torchexport.plugin.stash import RUN
 from pytest_torchexport.report.junit import properties
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
-
-PROPERTY = "torchexport"
-WORKERINPUT = "torchexport"
 
 
 def cell_of(item: pytest.Item) -> Cell | NoCell | None:
@@ -36,7 +34,7 @@ def record_of(item: pytest.Item, outcome: Outcome) -> dict[str, Any]:
     cell = cell_of(item)
     return {
         **outcome.to_dict(),
-        "cell": cell.id if isinstance(cell, Cell) else NO_BACKEND,
+        "cell": cell.id if cell else "",
         "origin": origin_of(item),
     }
 
@@ -48,10 +46,9 @@ def origin_of(item: pytest.Item) -> str:
     head, bracket, inside = nodeid.partition("[")
     if cell is None or not bracket:
         return nodeid
-    own = cell.id if isinstance(cell, Cell) else NO_BACKEND
     inside = inside.removesuffix("]")
     # Ours is the last parameter, unless another plugin adds its own after it.
-    before, _, after = f"-{inside}-".rpartition(f"-{own}-")
+    before, _, after = f"-{inside}-".rpartition(f"-{cell.id}-")
     kept = "-".join(filter(None, (before[1:], after[:-1])))
     return f"{head}[{kept}]" if kept else head
 
@@ -141,32 +138,15 @@ def note_stage(item: pytest.Item, stage: Stage) -> None:
         StageNote(run.stages, run.worker).write(record)
 
 
-def crash_record(report: pytest.TestReport, run: Run) -> dict[str, Any] | None:
+def crash_record(report: pytest.TestReport, stages: Path) -> dict[str, Any] | None:
     """The record of a test whose worker died: pytest-xdist reports it without a phase and without properties."""
     node = getattr(report, "node", None)
     if node is None or report.when in ("setup", "call", "teardown"):
         return None
-    record = StageNote(run.stages, node.gateway.id).read(report.nodeid)
+    record = StageNote(stages, node.gateway.id).read(report.nodeid)
     if record is not None:
         where = f"{record['backend']} on {record['device']}"
         record["message"] = f"{where}: the process died in stage {record['stage']}"
         report.longrepr = f"{report.longrepr}\n{record['message']}"
         report.user_properties = [*report.user_properties, *properties(record)]
     return record
-
-
-class XdistHooks:
-    """Hooks of pytest-xdist: registered where it is, because pytest rejects hooks that it does not know."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def pytest_configure_node(self, node: Any) -> None:
-        """Tell each worker where to note its stages, and what the controller found at the start."""
-        node.workerinput[WORKERINPUT] = {"stages": str(self._run.stages), "output_is_ours": self._run.output_is_ours}
-
-
-def remove_notes(run: Run) -> None:
-    """Remove the folder of notes, in the process that chose its name."""
-    if run.worker is None:
-        shutil.rmtree(run.stages, ignore_errors=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.subject import containers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,9 @@ def _script_signature(model: Any) -> inspect.Signature | None:
     kinds = inspect.Parameter
     return inspect.Signature(
         [
-            kinds(a.name, kinds.POSITIONAL_OR_KEYWORD, default=a.default_value if a.has_default_value() else kinds.empty)
+            kinds(
+                a.name, kinds.POSITIONAL_OR_KEYWORD, default=a.default_value if a.has_default_value() else kinds.empty
+            )
             for a in arguments
         ]
     )
@@ -153,7 +157,7 @@ class FunctionModule(torch.nn.Module):
         self._function = function
         signature = signature_of(function)
         if signature is not None:
-            self.forward = _with_signature(function, signature)
+            self.forward = _with_signature(function, signature)  # type: ignore[method-assign]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""

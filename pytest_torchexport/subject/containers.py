@@ -77,10 +77,7 @@ def rebuild(value: Any, change: Callable[[Any], Any], memo: dict[int, tuple[Any,
     if id(value) in memo:
         return memo[id(value)][1]
     parts = children(value)
-    if parts is None:
-        copy = change(value)
-    else:
-        copy = _rebuild(value, [rebuild(part, change, memo) for _, part in parts])
+    copy = change(value) if parts is None else _rebuild(value, [rebuild(part, change, memo) for _, part in parts])
     # The original is kept beside its copy: a part that was made on the fly must not leave its id to another one.
     memo[id(value)] = (value, copy)
     return copy
@@ -108,7 +105,7 @@ def _rebuild(value: Any, parts: list[Any]) -> Any:
     if is_namedtuple(value):
         return type(value)(*parts)
     if isinstance(value, (list, tuple)):
-        return type(value)(parts)  # type: ignore[call-arg]
+        return type(value)(parts)
     copy = object.__new__(type(value))
     copy.__dict__.update(vars(value))
     names = [step[1:] for step, _ in children(value) or []]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.subject import containers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 
@@ -50,7 +52,9 @@ def available() -> list[str]:
     return [kind for kind in KINDS if unavailable(torch.device(kind)) is None]
 
 
-def place_model(model: Callable[..., Any], device: torch.device, dtype: torch.dtype | None = None) -> Callable[..., Any]:
+def place_model(
+    model: Callable[..., Any], device: torch.device, dtype: torch.dtype | None = None
+) -> Callable[..., Any]:
     """The model with its parameters and buffers on the device, floating ones in the dtype if one is given.
 
     The user's model is left as it is: where it is not right already, a copy is made whose tensors are the moved ones,
@@ -96,7 +100,7 @@ def numerics_flags() -> dict[str, Any]:
         "cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
-        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "mkldnn": torch._C._has_mkldnn and torch.backends.mkldnn.enabled,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "default_dtype": str(torch.get_default_dtype()),
         "threads": torch.get_num_threads(),

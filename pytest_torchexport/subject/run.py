@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pytest_torchexport.subject import containers, devices
-from pytest_torchexport.subject.call import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from pytest_torchexport.subject.call import Call
 
 
 @dataclass
@@ -37,19 +40,19 @@ class Record:
 @contextlib.contextmanager
 def fixed_rng(seed: int, device: torch.device) -> Iterator[None]:
     """Python's, numpy's and torch's global random generators at a fixed state, put back afterwards."""
-    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002 it is the global generator that matters
+    python, array = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(
         devices=[device.index or 0] if device.type != "cpu" else [],
         device_type=device.type if device.type != "cpu" else "cuda",
     ):
         torch.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
+        np.random.seed(seed % 2**32)
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(array)  # noqa: NPY002
+            np.random.set_state(array)
 
 
 def run(
@@ -147,5 +150,5 @@ def gradients(
         wanted |= {f"gradient of {path}": t for path, t in containers.tensors(value, name) if t.requires_grad}
     if total is None or not wanted:
         return {}
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     return {name: grad.detach() for name, grad in zip(wanted, found, strict=True) if grad is not None}

@@ -14,13 +14,15 @@ import random
 import re
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pytest_torchexport.subject import containers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 _MODULE_MACHINERY = frozenset(vars(torch.nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
 """Attributes that every module has for torch's own use (hooks and the like)."""
@@ -65,36 +67,18 @@ class Snapshot:
         return [value for value in _entries(self.model).values() if isinstance(value, torch.Tensor)]
 
     def _visit(self, value: Any) -> None:
+        """Note how to undo changes of this object and of all that it leads to."""
         if value is None or isinstance(value, (bool, int, float, complex, str, bytes, *_OPAQUE)):
             return
         if id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, torch.Tensor):
-            if not isinstance(value, torch.nn.Parameter):
-                self._undo.append(_undo_tensor(value))
-        elif isinstance(value, torch.nn.Module):
+        if isinstance(value, torch.nn.Module):
             self._visit_module(value)
-        elif isinstance(value, dict):
-            self._undo.append(_undo_dict(value))
-            self._visit_all(value.values())
-        elif isinstance(value, (list, deque)):
-            self._undo.append(_undo_list(value))
-            self._visit_all(value)
-        elif isinstance(value, set):
-            self._undo.append(_undo_set(value))
-        elif isinstance(value, (tuple, frozenset)):
-            self._visit_all(value)
-        elif isinstance(value, np.ndarray):
-            self._undo.append(functools.partial(np.copyto, value, value.copy()))
-        elif undo := _undo_generator(value):
+            return
+        if undo := _undo(value):
             self._undo.append(undo)
-        elif isinstance(value, functools.partial):
-            self._visit_all((value.func, value.args, value.keywords))
-        elif isinstance(value, types.MethodType):
-            self._visit(value.__self__)
-        elif isinstance(getattr(value, "__dict__", None), dict):
-            self._visit(vars(value))
+        self._visit_all(_parts(value))
 
     def _visit_all(self, values: Any) -> None:
         for value in list(values):
@@ -123,6 +107,36 @@ def _cell(cell: types.CellType) -> object:
         return cell.cell_contents
     except ValueError:
         return None
+
+
+def _undo(value: Any) -> Callable[[], None] | None:
+    """The way back for one mutable object; None for one that cannot change."""
+    if isinstance(value, torch.Tensor):
+        return None if isinstance(value, torch.nn.Parameter) else _undo_tensor(value)
+    if isinstance(value, dict):
+        return _undo_dict(value)
+    if isinstance(value, (list, deque)):
+        return _undo_list(value)
+    if isinstance(value, set):
+        return _undo_set(value)
+    if isinstance(value, np.ndarray):
+        return functools.partial(np.copyto, value, value.copy())
+    return _undo_generator(value)
+
+
+def _parts(value: Any) -> list[Any]:
+    """What an object leads to."""
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple, deque, frozenset)):
+        return list(value)
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, types.MethodType):
+        return [value.__self__]
+    if isinstance(value, torch.Tensor):
+        return []
+    return [vars(value)] if isinstance(getattr(value, "__dict__", None), dict) else []
 
 
 def _undo_tensor(tensor: torch.Tensor) -> Callable[[], None]:
@@ -173,12 +187,21 @@ def _undo_set(live: set[Any]) -> Callable[[], None]:
 def _undo_generator(value: object) -> Callable[[], None] | None:
     """The way back for a module's own random generator."""
     if isinstance(value, torch.Generator):
-        return functools.partial(value.set_state, value.get_state().clone())
+        return _undo_torch_generator(value)
     if isinstance(value, random.Random):
         return functools.partial(value.setstate, value.getstate())
     if isinstance(value, np.random.Generator):
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     return None
+
+
+def _undo_torch_generator(generator: torch.Generator) -> Callable[[], None]:
+    saved = generator.get_state().clone()
+
+    def undo() -> None:
+        generator.set_state(saved)
+
+    return undo
 
 
 def _undo_script_attributes(module: torch.jit.ScriptModule) -> Callable[[], None]:
@@ -227,14 +250,13 @@ def write_script_attributes(module: torch.jit.ScriptModule, values: Mapping[str,
 
 def _entries(model: object) -> dict[str, Any]:
     """The live leaves of the model's state by name: `bn.running_mean`, `history[0]`, `cache['k']`."""
-    found: dict[str, Any] = {}
-    for root in _roots(model):
-        for prefix, module in root.named_modules():
-            dot = f"{prefix}." if prefix else ""
-            for name, value in _own_state(module):
-                for path, leaf in _state_leaves(value, dot + name, set()):
-                    found[path] = leaf
-    return found
+    return {
+        path: leaf
+        for root in _roots(model)
+        for prefix, module in root.named_modules()
+        for name, value in _own_state(module)
+        for path, leaf in _state_leaves(value, f"{prefix}.{name}" if prefix else name, set())
+    }
 
 
 def _roots(model: object) -> Iterator[torch.nn.Module]:
@@ -302,7 +324,8 @@ def _identical_tensors(one: torch.Tensor, other: torch.Tensor) -> bool:
         return bool(torch.equal(one.to_dense(), other.to_dense()))
     if torch.equal(one, other):
         return True
-    return (one.is_floating_point() or one.is_complex()) and bool(((one == other) | (one.isnan() & other.isnan())).all())
+    has_nan = one.is_floating_point() or one.is_complex()
+    return has_nan and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def parameter_marks(model: object) -> dict[str, tuple[int, float, int]]:
@@ -348,12 +371,16 @@ def fingerprint(model: object, *extra: Any) -> str | None:
     return digest.hexdigest()
 
 
-class _Opaque(Exception):  # noqa: N818 no error: a signal inside this module
+class _Opaque(Exception):
     """Something has no digest."""
 
 
-def _digest(update: Callable[[bytes], None], value: Any, above: set[int]) -> None:
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum)):
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
+
+
+def _digest(update: Callable[[bytes | memoryview], None], value: Any, above: set[int]) -> None:
+    """Feed a value into a digest; `above` holds the ids of the objects on the way to it."""
+    if isinstance(value, _PLAIN):
         update(f"{type(value).__name__}:{value!r};".encode())
     elif isinstance(value, torch.Tensor):
         _digest_tensor(update, value.detach())
@@ -361,53 +388,49 @@ def _digest(update: Callable[[bytes], None], value: Any, above: set[int]) -> Non
         update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     elif id(value) in above:
         update(b"cycle;")
-    elif isinstance(value, torch.jit.ScriptModule):
-        update(f"{value.original_name}{value.training}".encode())
-        _digest(update, getattr(value, "code", None), above)
-        _digest(update, dict(value.state_dict(keep_vars=True)), above)
-        _digest(update, script_attributes(value), above)
-    elif isinstance(value, torch.nn.Module):
-        update(f"{type(value).__module__}.{type(value).__qualname__}@{id(type(value))};".encode())
-        own = {name: item for name, item in vars(value).items() if name not in _MODULE_MACHINERY}
-        hooks = [item for name, item in vars(value).items() if name.endswith("_hooks")]
-        _digest(update, own, above | {id(value)})
-        _digest(update, hooks, above | {id(value)})
     else:
-        _digest_object(update, value, above | {id(value)})
+        head, parts = _takes_apart(value)
+        update(f"{head};".encode())
+        for part in parts:
+            _digest(update, part, above | {id(value)})
 
 
-def _digest_object(update: Callable[[bytes], None], value: Any, above: set[int]) -> None:
+def _takes_apart(value: Any) -> tuple[str, list[Any]]:  # noqa: C901, PLR0911 a line for each kind of object
+    """What an object is, in words that hold in this process, and the values that make up the rest of it."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}@{id(type(value))}"
+    if isinstance(value, torch.jit.ScriptModule):
+        parts = [getattr(value, "code", None), dict(value.state_dict(keep_vars=True)), script_attributes(value)]
+        return f"{value.original_name}{value.training}", parts
+    if isinstance(value, torch.nn.Module):
+        own = {n: item for n, item in vars(value).items() if n not in _MODULE_MACHINERY or n.endswith("_hooks")}
+        return kind, [own]
     if isinstance(value, dict):
-        update(f"dict{len(value)};".encode())
-        for key, item in value.items():
-            _digest(update, key, above)
-            _digest(update, item, above)
-    elif isinstance(value, (list, tuple, deque)):
-        update(f"{type(value).__name__}{len(value)};".encode())
-        for item in value:
-            _digest(update, item, above)
-    elif isinstance(value, (set, frozenset)):
-        update(f"set{sorted(map(repr, value))};".encode())
-    elif isinstance(value, types.FunctionType):
-        update(f"{value.__module__}.{value.__qualname__};".encode() + value.__code__.co_code)
-        _digest(update, [value.__defaults__, value.__kwdefaults__, [_cell(c) for c in value.__closure__ or ()]], above)
-    elif isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)):
-        update(f"{value!r}@{id(value)};".encode())
-    elif isinstance(value, functools.partial):
-        _digest(update, [value.func, value.args, value.keywords], above)
-    elif isinstance(value, types.MethodType):
-        _digest(update, [value.__func__, value.__self__], above)
-    elif isinstance(getattr(value, "__dict__", None), dict) and not hasattr(type(value), "__slots__"):
-        update(f"{type(value)!r}@{id(type(value))};".encode())
-        _digest(update, vars(value), above)
-    else:
-        raise _Opaque
+        return f"{kind}{len(value)}", [part for item in value.items() for part in item]
+    if isinstance(value, (list, tuple, deque)):
+        return f"{kind}{len(value)}", list(value)
+    if isinstance(value, (set, frozenset)):
+        return f"{kind}{sorted(map(repr, value))}", []
+    if isinstance(value, types.FunctionType):
+        code = value.__code__
+        constants = [constant for constant in code.co_consts if isinstance(constant, _PLAIN)]
+        cells = [_cell(cell) for cell in value.__closure__ or ()]
+        head = f"{value.__module__}.{value.__qualname__}{code.co_code.hex()}{code.co_names}"
+        return head, [constants, value.__defaults__, value.__kwdefaults__, cells]
+    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)):
+        return f"{value!r}@{id(value)}", []
+    if isinstance(value, functools.partial):
+        return kind, [value.func, value.args, value.keywords]
+    if isinstance(value, types.MethodType):
+        return kind, [value.__func__, value.__self__]
+    if isinstance(getattr(value, "__dict__", None), dict) and not hasattr(type(value), "__slots__"):
+        return kind, [vars(value)]
+    raise _Opaque
 
 
-def _digest_tensor(update: Callable[[bytes], None], tensor: torch.Tensor) -> None:
+def _digest_tensor(update: Callable[[bytes | memoryview], None], tensor: torch.Tensor) -> None:
     head = (tensor.dtype, tuple(tensor.shape), tensor.layout, str(tensor.device), tensor.requires_grad)
     update(f"{head};".encode())
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         raise _Opaque
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8).cpu() if tensor.numel() else tensor.new_empty(0)
-    update(flat.numpy().data if tensor.numel() else b"")
+    if tensor.numel():
+        update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)

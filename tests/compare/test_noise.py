@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -22,6 +20,10 @@ from pytest_torchexport.outcome import Cause, Leaf, Verdict
 from pytest_torchexport.subject.call import Call, bind
 from pytest_torchexport.subject.run import Record, run
 from pytest_torchexport.subject.state import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,6 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from pytest_torchexport import Verdict, check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.slow
 Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -203,7 +205,9 @@ def test_correct_export(name: str, backend: str) -> None:
     assert outcome.compared >= 11
 
 
-@pytest.mark.parametrize("name", ["masked_attention", "instance_and_group_norm", "one_pass_variance", "mixture_of_experts"])
+@pytest.mark.parametrize(
+    "name", ["masked_attention", "instance_and_group_norm", "one_pass_variance", "mixture_of_experts"]
+)
 @pytest.mark.parametrize("backend", ["compile", "aoti"])
 def test_correct_inductor(name: str, backend: str) -> None:
     torch.manual_seed(5)
