@@ -1,4 +1,14 @@
-"""Every block of code in the README and in docs/ is run, and every output that is shown is what comes out."""
+"""Every block of code in the README and in docs/ is run, and every output that is shown is what comes out.
+
+A comment before a block says how it is run:
+
+    <!-- doc: file=test_gate.py passed=3 failed=1 args="--export-backends trace" -->
+
+`file` writes the block to that name in the page's folder; a file of tests is run, and the numbers are the expected
+results (without numbers: all pass). `args` are further arguments of pytest. `fresh` empties the folder first.
+A Python block without a file is run as a script, with the names of the scripts before it on the same page.
+A `console` block that begins with `$ pytest` is run, and what it shows is compared; a line `...` stands for any lines.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +18,7 @@ import re
 import shlex
 import sys
 import types
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +27,95 @@ import pytest
 from pytest_torchexport.backends import registry
 from pytest_torchexport.plugin import options
 
-sys.path.insert(0, str(Path(__file__).parent))
-from blocks import RESULTS, Block, blocks, missing, plain
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_BLOCK = re.compile(
+    r"(?:^[ ]*<!-- doc: (?P<doc>[^>]*) -->\n+)?"
+    r"^(?P<indent>[ ]*)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
+RESULTS = ("passed", "failed", "errors", "skipped", "xfailed", "xpassed")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language, text, line in the page, and the settings of the comment before it."""
+
+    language: str
+    text: str
+    line: int
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str | None:
+        """Where the block is written to; a block with tests always has a file."""
+        if "file" in self.settings:
+            return self.settings["file"]
+        return f"test_line_{self.line}.py" if self.language == "python" and "def test_" in self.text else None
+
+    @property
+    def results(self) -> dict[str, int]:
+        """The expected numbers of tests by result; empty where all have to pass."""
+        return {name: int(self.settings[name]) for name in RESULTS if name in self.settings}
+
+    @property
+    def args(self) -> list[str]:
+        """Further arguments of pytest."""
+        return shlex.split(self.settings.get("args", ""))
+
+
+def blocks(page: Path) -> list[Block]:
+    """The blocks of a page, in order."""
+    content = page.read_text(encoding="utf-8")
+    found = []
+    for match in _BLOCK.finditer(content):
+        indent = match["indent"]
+        text = "".join(line.removeprefix(indent) for line in match["text"].splitlines(keepends=True))
+        line = content.count("\n", 0, match.start("language")) + 1
+        found.append(Block(match["language"], text, line, _settings(match["doc"] or "")))
+    return found
+
+
+def _settings(text: str) -> dict[str, str]:
+    settings = {}
+    for part in shlex.split(text):
+        key, _, value = part.partition("=")
+        known = (*RESULTS, "file", "args", "fresh")
+        assert key in known, f"unknown setting {key!r} in a doc comment; accepted: {', '.join(known)}"
+        settings[key] = value
+    return settings
+
+
+_NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(e[+-]?\d+)?|(?<![\w.])\d+e[+-]?\d+")
+
+
+def plain(lines: list[str], folder: Path) -> list[str]:
+    """Output without what differs between two runs or two machines: numbers with a fraction, the folder, space."""
+    found = []
+    for line in lines:
+        text = re.sub(r" +", " ", _NUMBER.sub("#", line.replace(str(folder), "~/project")))
+        found.append(text.replace("= ", "=").replace(" =", "=").strip("= "))
+    return [line for line in found if line]
+
+
+def missing(shown: list[str], printed: list[str]) -> str | None:
+    """The first shown line that was not printed where it should have been; None if all were. `...` skips lines."""
+    at, anywhere = 0, False
+    for line in shown:
+        if line == "...":
+            anywhere = True
+            continue
+        last = len(printed) if anywhere else at + 1
+        if line not in printed[at:last]:
+            return line
+        at, anywhere = printed.index(line, at) + 1, False
+    return None if anywhere or at == len(printed) else "the end of the output"
+
+
 WITH_CODE = [page for page in PAGES if any(block.language in ("python", "console") for block in blocks(page))]
 
 
@@ -93,8 +185,8 @@ class Reader:
     def _console(self, block: Block) -> None:
         command, *shown = block.text.splitlines()
         _, *args = shlex.split(command.removeprefix("$ "))
-        printed = [plain(line, self.folder) for line in self.pytest(*args)[1].splitlines()]
-        lost = missing([plain(line, self.folder) for line in shown], printed)
+        printed = plain(self.pytest(*args)[1].splitlines(), self.folder)
+        lost = missing(plain(shown, self.folder), printed)
         assert lost is None, f"not in the output: {lost!r}\n" + "\n".join(printed)
 
 
@@ -112,6 +204,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     one.forget()
 
 
+@pytest.mark.filterwarnings("default")  # as in a reader's own interpreter
 @pytest.mark.parametrize("page", WITH_CODE, ids=_name)
 def test_blocks_run(page: Path, reader: Reader) -> None:
     for block in blocks(page):
