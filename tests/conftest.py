@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-for _module in ("numpy", "torch", "torch._dynamo", "onnx", "onnxruntime", "hypothesis", "pytest_torchexport.check"):
+_PRELOADED = """
+    numpy torch torch._dynamo torch._inductor.codecache onnx onnxruntime hypothesis pytest_torchexport.check
+"""
+for _module in _PRELOADED.split():
     import_module(_module)
 
 pytest_plugins = ["pytester"]

@@ -29,6 +29,7 @@ class Run:
     Attributes:
         worker: name of the xdist worker that this process is; None for a run without xdist and for its controller.
         stages: folder where workers note the stage that they enter; made by the first that does.
+        output_is_ours: whether the output directory was not there when the settings were read.
         references: eager results that the items of a test share, by the test's id.
         seeded: an item is being run whose random numbers must not depend on what ran before it.
         collect_garbage: a failed item may still hold memory of an accelerator.
@@ -41,6 +42,7 @@ class Run:
         self._told: dict[str, Any] = told[WORKERINPUT] if told else {}
         unique = f"pytest-torchexport-{os.urandom(8).hex()}"
         self.stages = Path(self._told.get("stages") or Path(tempfile.gettempdir(), unique))
+        self.output_is_ours = bool(self._told.get("output_is_ours"))
         self.references: dict[str, ReferenceStore] = {}
         self.seeded = False
         self.collect_garbage = False
@@ -50,16 +52,15 @@ class Run:
         """What command line and ini say."""
         from pytest_torchexport.plugin.settings import read_settings  # noqa: PLC0415 - not needed at each start
 
-        return read_settings(self._config)
-
-    @cached_property
-    def output_is_ours(self) -> bool:
-        """Whether the output directory did not exist before the first check."""
-        known = self._told.get("output_is_ours")
-        return not self.settings.output.exists() if known is None else bool(known)
+        settings = read_settings(self._config)
+        if "output_is_ours" not in self._told:
+            self.output_is_ours = not settings.output.exists()
+        return settings
 
     def for_workers(self) -> dict[str, Any]:
         """What the controller tells its workers."""
+        # Each worker would find out too late: another one may have made the directory by then.
+        _ = self.settings
         return {"stages": str(self.stages), "output_is_ours": self.output_is_ours}
 
 

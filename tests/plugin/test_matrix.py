@@ -153,7 +153,10 @@ def test_available_leaves_nothing(project: Project) -> None:
     @pytest.mark.export_equivalent(backends="trace", devices=["cuda"])
     def test_one(export_check): ...
     """)
-    project.run("--export-devices=available").assert_outcomes(skipped=1)
+    result = project.run("--export-devices=available")
+    result.assert_outcomes(skipped=1)
+    assert result.ret == 0
+    assert "test_one[no-device]" in project.outcomes()
     assert project.run("--export-devices=available", "--export-require=cuda").ret == pytest.ExitCode.TESTS_FAILED
 
 

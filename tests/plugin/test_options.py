@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_torchexport.plugin.names import split_list
-from pytest_torchexport.plugin.options import OPTIONS, Setting
+from pytest_torchexport.plugin.options import OPTIONS
+from pytest_torchexport.plugin.settings import Setting
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project

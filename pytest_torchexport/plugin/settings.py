@@ -1,0 +1,156 @@
+"""What command line and ini say, read and checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+from pytest_torchexport.errors import UsageError
+from pytest_torchexport.plugin import names, options
+from pytest_torchexport.plugin.options import DEFAULT_OUTPUT, OUTPUT, REPORT, REPORT_SUFFIXES, Option, texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+Artifacts = Literal["on", "off", "retain-on-failure"]
+ARTIFACTS: tuple[Artifacts, ...] = ("on", "off", "retain-on-failure")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Setting(Generic[_T]):
+    """A value from the command line and from the ini file; None where it is not set."""
+
+    command_line: _T | None = None
+    ini: _T | None = None
+
+    def resolve(self, marker: _T | None, default: _T) -> _T:
+        """Command line, then marker, then ini, then default."""
+        for value in (self.command_line, marker, self.ini):
+            if value is not None:
+                return value
+        return default
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What command line and ini say, checked."""
+
+    backends: Setting[tuple[str, ...]]
+    devices: Setting[tuple[str, ...]]
+    dtypes: Setting[tuple[str, ...]]
+    require: Setting[tuple[str, ...]]
+    inputs: Setting[int]
+    seed: Setting[int]
+    artifacts: Artifacts
+    output: Path
+    reports: tuple[Path, ...]
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """The settings of this run.
+
+    Raises:
+        UsageError: a value is not accepted; the message names where it stands and what is accepted.
+    """
+    artifacts = _both(config, options.ARTIFACTS, _artifacts).resolve(None, "retain-on-failure")
+    output = _output(config)
+    return Settings(
+        backends=_names(config, options.BACKENDS, names.check_backend),
+        devices=_names(config, options.DEVICES, names.check_device),
+        dtypes=_names(config, options.DTYPES, names.check_dtype),
+        require=_names(config, options.REQUIRE, names.check_required),
+        inputs=_both(config, options.INPUTS, lambda text: _integer(text, at_least=0)),
+        seed=_both(config, options.SEED, lambda text: _integer(text, at_least=0)),
+        artifacts=artifacts,
+        output=output or config.rootpath / DEFAULT_OUTPUT,
+        reports=_reports(config),
+    )
+
+
+def _both(config: pytest.Config, option: Option, parse: Callable[[str], _T]) -> Setting[_T]:
+    values: dict[bool, _T] = {}
+    for where, text, command_line in texts(config, option):
+        try:
+            values[command_line] = parse(text)
+        except UsageError as error:
+            msg = f"{where}: {error}"
+            raise UsageError(msg) from None
+    return Setting(command_line=values.get(True), ini=values.get(False))
+
+
+def _names(config: pytest.Config, option: Option, check: Callable[[str], str]) -> Setting[tuple[str, ...]]:
+    found: dict[bool, tuple[str, ...]] = {}
+    for where, text, command_line in texts(config, option):
+        try:
+            entries = tuple(check(entry) for entry in names.split_list(text))
+        except UsageError as error:
+            msg = f"{where}: {error}"
+            raise UsageError(msg) from None
+        if not entries:
+            msg = f"{where}: the list is empty; give one name or more, or leave it out"
+            raise UsageError(msg)
+        found[command_line] = found.get(command_line, ()) + entries
+    return Setting(command_line=found.get(True), ini=found.get(False))
+
+
+def _integer(text: str, *, at_least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = at_least - 1
+    if value < at_least:
+        msg = f"{text!r} is not accepted: give an integer of {at_least} or more"
+        raise UsageError(msg)
+    return value
+
+
+def _artifacts(text: str) -> Artifacts:
+    for accepted in ARTIFACTS:
+        if text == accepted:
+            return accepted
+    msg = f"{text!r} is not accepted: choose one of {', '.join(ARTIFACTS)}"
+    raise UsageError(msg)
+
+
+def _path(config: pytest.Config, text: str, *, command_line: bool) -> Path:
+    base = config.invocation_params.dir if command_line else config.rootpath
+    return base / Path(text).expanduser()
+
+
+def _output(config: pytest.Config) -> Path | None:
+    for where, text, command_line in texts(config, OUTPUT):
+        path = _path(config, text, command_line=command_line)
+        problem = not_writable(path)
+        if problem:
+            msg = f"{where}: {problem}; give a directory that can be written"
+            raise UsageError(msg)
+        return path
+    return None
+
+
+def not_writable(directory: Path) -> str | None:
+    """Why the directory cannot be written or made; None if it can. Makes nothing."""
+    existing = directory
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        return f"{existing} is not a directory"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written"
+
+
+def _reports(config: pytest.Config) -> tuple[Path, ...]:
+    found: list[Path] = []
+    for where, text, command_line in texts(config, REPORT):
+        for name in [text] if command_line else text.split():
+            path = _path(config, name, command_line=command_line)
+            if path.suffix.lower() not in REPORT_SUFFIXES:
+                msg = f"{where}: {name!r} has no format: the suffix is one of {', '.join(REPORT_SUFFIXES)}"
+                raise UsageError(msg)
+            found.append(path)
+    return tuple(found)
