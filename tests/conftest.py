@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_PRELOADED = """
-    numpy torch torch._dynamo torch._inductor.codecache onnx onnxruntime hypothesis pytest_torchexport.check
-"""
-for _module in _PRELOADED.split():
+for _module in ("numpy", "torch", "torch._dynamo", "onnx", "onnxruntime", "hypothesis", "pytest_torchexport.check"):
     import_module(_module)
+import_module("torch._dynamo").list_backends()  # imports the compilers
 
 pytest_plugins = ["pytester"]

@@ -313,6 +313,45 @@ def test_references_are_shared_and_released(project: Project) -> None:
     assert runs[1] < runs[0], "the second backend takes eager's results from the first"
 
 
+def test_memory_of_an_accelerator_is_freed_after_a_failure(project: Project) -> None:
+    project.conftest("""
+    import pytest
+    from pytest_torchexport.plugin import isolation
+
+    @pytest.fixture(autouse=True, scope="session")
+    def pretend(request):
+        patch = pytest.MonkeyPatch()
+        patch.setattr(isolation, "on_accelerator", lambda cell: True)
+        patch.setattr(isolation, "release_memory", lambda: print("RELEASED"))
+        yield
+        patch.undo()
+    """)
+    project.test("""
+    mark = pytest.mark.export_equivalent(backends="trace", n_inputs=0)
+
+    @mark
+    def test_1_passes(export_check):
+        print("BODY 1")
+        export_check(linear(), X)
+    @mark
+    def test_2_fails(export_check):
+        print("BODY 2")
+        export_check(nn.Dropout().train(), X)
+    @mark
+    def test_3_passes(export_check):
+        print("BODY 3")
+        export_check(linear(), X)
+    @mark
+    def test_4_passes(export_check):
+        print("BODY 4")
+        export_check(linear(), X)
+    """)
+    result = project.run("-s", "-p", "no:terminal")
+    said = [word for line in result.outlines for word in ("RELEASED", "BODY") if word in line]
+    # Once when the failed test ends, once when pytest has let go of its frames.
+    assert said == ["BODY", "BODY", "RELEASED", "RELEASED", "BODY", "BODY"]
+
+
 def test_tests_of_other_plugins_are_left_alone(project: Project) -> None:
     project.test("""
     def test_rng_is_not_touched():
