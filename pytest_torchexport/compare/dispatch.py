@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch._decomp import decomposition_table
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -97,6 +98,15 @@ _SUMS_ALONG = _words("cumsum cumprod logcumsumexp softmax log_softmax safe_softm
 """Operators that add up the elements of their operand, all or along `dim`."""
 
 
+_NORMALISES = _words(
+    "native_layer_norm native_group_norm native_batch_norm native_batch_norm_legit cudnn_batch_norm miopen_batch_norm "
+    "native_layer_norm_backward native_group_norm_backward native_batch_norm_backward cudnn_batch_norm_backward "
+    "miopen_batch_norm_backward"
+)
+"""Kernels that take a mean away inside. On a constant input the difference is nothing but the error of that mean, which
+noise on operands and results never shows: they are taken apart, so that the mean gets noise of its own."""
+
+
 class NoDouble(Exception):  # no error: an operator of the model has no meaning in double precision
     """Nothing can be said about this model in double precision; the message says why."""
 
@@ -111,6 +121,7 @@ class _Traits:
     sums: bool
     sums_along: bool
     scan: bool
+    normalises: bool
     names: tuple[str, ...]
     written: frozenset[str]
 
@@ -132,6 +143,7 @@ def _traits(func: Any) -> _Traits:
         sums=standard and name in _SUMS,
         sums_along=standard and name in _SUMS_ALONG,
         scan=name.startswith(("cum", "logcum")),
+        normalises=standard and name in _NORMALISES,
         names=tuple(a.name for a in schema.arguments),
         written=written,
     )
@@ -226,6 +238,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed((seed * 1_000_003 + draw * 64 + loudness) % (1 << 62))
         self._loudness = loudness
+        self._least_units = 1
         self.coarsest = 0.0
         """The largest eps among the dtypes that were computed in."""
         self.blind = False
@@ -253,15 +266,28 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         args = tuple(self._read(traits, name, a) for name, a in zip(traits.names, args, strict=False))
         kwargs = {name: self._read(traits, name, a) for name, a in kwargs.items()}
-        result = func(*args, **kwargs)
+        result = self._taken_apart(func, args, kwargs) if traits.normalises else func(*args, **kwargs)
         written = [t for name, a in _by_name(traits, args, kwargs) if name in traits.written for t in _tensors(a)]
         read = {_storage(t) for t in given} - {_storage(t) for t in written}
         fresh = [t for t in _tensors(result) if all(t is not w for w in written)]
-        units = max(traits.units, _units_of_sum(traits, args, kwargs, fresh))
+        units = max(self._least_units, traits.units, _units_of_sum(traits, args, kwargs, fresh))
         if _is_plain(fresh):
             for tensor in [*written, *(t for t in fresh if _storage(t) not in read)]:
                 self._add_noise(tensor, units)
         return result
+
+    def _taken_apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The kernel's result by way of simpler operators, each of which gets its noise."""
+        simpler = decomposition_table.get(func)
+        if simpler is None:
+            return func(*args, **kwargs)
+        # Kernels accumulate their statistics in their own ways (Welford's method, lanes): more than one rounding.
+        before, self._least_units = self._least_units, 4
+        try:
+            with self:
+                return tuple(simpler(*args, **kwargs))
+        finally:
+            self._least_units = before
 
     @staticmethod
     def _accumulates(traits: _Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -25,7 +25,8 @@ ROUNDS = int(os.environ.get("TORCHEXPORT_BENCHMARK_ROUNDS", "3"))
 def _child(command: Sequence[str], folder: Path) -> tuple[float, float, str]:
     """Seconds, peak resident MiB and output of a fresh process with an empty compile cache."""
     with tempfile.TemporaryDirectory() as cache, (folder / "out").open("w+", encoding="utf-8") as out:
-        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONPATH": str(HERE)}
+        paths = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONPATH": paths}
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
@@ -39,7 +40,7 @@ def _child(command: Sequence[str], folder: Path) -> tuple[float, float, str]:
 
 def test_against_a_handwritten_script(tmp_path: Path) -> None:
     """6 models x 4 backends x 10 inputs, in turns; every ratio is of two neighbouring runs."""
-    pytest_options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--rootdir", str(tmp_path)]
+    pytest_options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--noconftest", "--rootdir", str(tmp_path)]
     plugin = [sys.executable, "-m", "pytest", *pytest_options, str(HERE / "suite_plugin.py")]
     by_hand = [sys.executable, str(HERE / "suite_handwritten.py")]
     times, peaks = [], []
