@@ -115,7 +115,7 @@ class ExportCheck:
             The exported program, called as the model is. It is closed when the test ends.
 
         Raises:
-            ExportRefused: the exporter raised.
+            Exception: whatever the exporter raises.
         """
         __tracebackhide__ = True
         from pytest_torchexport.check import Subject, export  # noqa: PLC0415 - the plugin loads without torch

@@ -8,12 +8,14 @@ A comment before a block says how it is run:
 results (without numbers: all pass). `args` are further arguments of pytest. `fresh` empties the folder first.
 A Python block without a file is run as a script, with the names of the scripts before it on the same page.
 A `console` block that begins with `$ pytest` is run, and what it shows is compared; a line `...` stands for any lines.
+Numbers with a fraction are not compared. `UPDATE_DOCS=1 pytest tests/docs` writes those of this machine into the pages.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import sys
@@ -93,30 +95,36 @@ def _settings(text: str) -> dict[str, str]:
 _NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(e[+-]?\d+)?|(?<![\w.])\d+e[+-]?\d+")
 
 
-def plain(lines: list[str], folder: Path) -> list[str]:
-    """Output without what differs between two runs or two machines: numbers with a fraction, the folder, space."""
-    found = []
-    for line in lines:
-        text = re.sub(r" +", " ", _NUMBER.sub("#", line.replace(str(folder), "~/project")))
-        found.append(text.replace("= ", "=").replace(" =", "=").strip("= "))
-    return [line for line in found if line]
+def plain(line: str) -> str:
+    """A line of output without what differs between two machines: numbers with a fraction, the width."""
+    text = re.sub(r" +", " ", _NUMBER.sub("#", line))
+    return text.replace("= ", "=").replace(" =", "=").strip("= ")
 
 
-def missing(shown: list[str], printed: list[str]) -> str | None:
-    """The first shown line that was not printed where it should have been; None if all were. `...` skips lines."""
-    at, anywhere = 0, False
+def match(shown: list[str], printed: list[str]) -> list[str]:
+    """What was printed in place of each shown line; `...` stands for any lines, empty lines do not count.
+
+    Raises:
+        AssertionError: a shown line was not printed where it should have been.
+    """
+    printed = [line for line in printed if plain(line)]
+    found, at, anywhere = [], 0, False
     for line in shown:
-        if line == "...":
-            anywhere = True
+        if not plain(line) or line == "...":
+            found.append(line)
+            anywhere = anywhere or line == "..."
             continue
         last = len(printed) if anywhere else at + 1
-        if line not in printed[at:last]:
-            return line
-        at, anywhere = printed.index(line, at) + 1, False
-    return None if anywhere or at == len(printed) else "the end of the output"
+        here = next((n for n in range(at, last) if n < len(printed) and plain(printed[n]) == plain(line)), None)
+        assert here is not None, "\n".join([f"not in the output: {line!r}", *printed])
+        found.append(printed[here].rstrip())
+        at, anywhere = here + 1, False
+    assert anywhere or at == len(printed), "\n".join(["the output goes on:", *printed[at:]])
+    return found
 
 
 WITH_CODE = [page for page in PAGES if any(block.language in ("python", "console") for block in blocks(page))]
+HEAVY = {"README.md", "docs/how-to/write-a-backend.md"}  # many exports
 
 
 def _name(page: Path) -> str:
@@ -145,7 +153,8 @@ class Reader:
         self.folder = folder
         self.names: dict[str, object] = {}
 
-    def follow(self, block: Block) -> None:
+    def follow(self, block: Block) -> str:
+        """Do what the block says; return its text, with the output of this run."""
         if "fresh" in block.settings:
             for file in self.folder.glob("*.*"):
                 file.unlink()
@@ -157,7 +166,8 @@ class Reader:
         elif block.language == "python":
             self._script(block)
         elif block.language == "console" and block.text.startswith("$ pytest"):
-            self._console(block)
+            return self._console(block)
+        return block.text
 
     def pytest(self, *args: str) -> tuple[dict[str, int], str]:
         """Run pytest in the folder: the number of tests by result, and what it printed."""
@@ -182,19 +192,19 @@ class Reader:
         exec(compile(block.text, str(path), "exec"), module.__dict__)
         self.names |= {key: value for key, value in vars(module).items() if not key.startswith("__")}
 
-    def _console(self, block: Block) -> None:
+    def _console(self, block: Block) -> str:
+        """Compare what is shown with what is printed; return the block as it is printed here."""
         command, *shown = block.text.splitlines()
-        _, *args = shlex.split(command.removeprefix("$ "))
-        printed = plain(self.pytest(*args)[1].splitlines(), self.folder)
-        lost = missing(plain(shown, self.folder), printed)
-        assert lost is None, f"not in the output: {lost!r}\n" + "\n".join(printed)
+        output = self.pytest(*shlex.split(command.removeprefix("$ pytest")))[1]
+        found = match(shown, output.replace(str(self.folder), "~/project").splitlines())
+        return "\n".join([command, *found, ""])
 
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "84")
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -205,14 +215,20 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
 
 
 @pytest.mark.filterwarnings("default")  # as in a reader's own interpreter
-@pytest.mark.parametrize("page", WITH_CODE, ids=_name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=_name(page), marks=[pytest.mark.slow] * (_name(page) in HEAVY)) for page in WITH_CODE],
+)
 def test_blocks_run(page: Path, reader: Reader) -> None:
+    content = page.read_text(encoding="utf-8")
     for block in blocks(page):
         try:
-            reader.follow(block)
+            content = content.replace(block.text, reader.follow(block))
         except BaseException as error:
             error.add_note(f"{_name(page)}:{block.line}")
             raise
+    if os.environ.get("UPDATE_DOCS"):
+        page.write_text(content, encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -222,6 +238,13 @@ def test_options_exist(page: Path) -> None:
     keys = {option.key for option in options.OPTIONS}
     assert set(re.findall(r"--export-[a-z]+", content)) <= flags
     assert set(re.findall(r"\bexport_[a-z]+(?=\s*=)", content)) <= keys
+
+
+def test_links_of_the_readme() -> None:
+    """Those of docs/ are checked when it is built."""
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_reader_sees_a_wrong_page(reader: Reader) -> None:
