@@ -133,6 +133,9 @@ def _traits(func: Any) -> _Traits:
     name = name.strip("_").removesuffix("_copy")
     reduces = "reduce" in schema.overload_name
     written = frozenset(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+    if name.endswith("batch_norm") or name.startswith("native_batch_norm"):
+        # Their schemas do not say that they update the running statistics.
+        written |= {a.name for a in schema.arguments if a.name in ("running_mean", "running_var")}
     view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
     standard = own in ("aten", "prims")
     rough = not standard or name in _ROUGH or name.startswith(_ROUGH_PREFIXES)
@@ -213,9 +216,75 @@ def _signs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return (bits * 2 - 1).to(dtype).to(device)
 
 
+def _is_whole(real: torch.Tensor) -> torch.Tensor:
+    """Which elements are small whole numbers: counts, flags and positions, which are exact.
+
+    Far up all numbers are whole, and most of them are rounded.
+    """
+    return (real == real.round()) & (real.abs() < 1 / (8 * torch.finfo(real.dtype).eps))
+
+
 def _branch(condition: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: Any = ()) -> Any:
     """What `torch.cond` does, in plain operators."""
     return (yes if bool(condition) else no)(*operands)
+
+
+class Path:
+    """The way that a run takes through the model: its operators with their shapes and Python arguments.
+
+    Two runs of one model on one input take the same way unless a number taken out of a tensor, or a condition on one,
+    came out differently. Such a run says nothing about rounding.
+    """
+
+    def __init__(self) -> None:
+        self._digest = 0
+
+    def step(self, func: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> None:
+        """Go one operator further."""
+        self._digest = hash((self._digest, str(func), _shown([*args, *kwargs.values()])))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the way is the same so far."""
+        return isinstance(other, Path) and self._digest == other._digest
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _shown(value: Any) -> Any:
+    """An operator's argument without what noise may change: numbers to three digits, tensors as shapes."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (list, tuple)):
+        return tuple(_shown(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:.2e}"
+    return value if isinstance(value, (bool, int, str)) else None
+
+
+def _computes(func: Any) -> bool:
+    return not isinstance(func, torch._ops.OpOverload) or not _traits(func).exact
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Changes nothing, and notes the way that the run takes."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.path = Path()
+        self.computed = Path()
+        """The same without operators that only move or cast values, which a run in double precision does not share."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        if func is torch.ops.higher_order.cond:
+            with self:
+                return _branch(*args)
+        self.path.step(func, args, kwargs or {})
+        if _computes(func):
+            self.computed.step(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -239,6 +308,8 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed((seed * 1_000_003 + draw * 64 + loudness) % (1 << 62))
         self._loudness = loudness
         self._least_units = 1
+        self.path = Path()
+        """The way that the run takes, to be compared with that of a `Watch`."""
         self.coarsest = 0.0
         """The largest eps among the dtypes that were computed in."""
         self.blind = False
@@ -255,6 +326,8 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return _branch(*args)
         given = _tensors([*args, *kwargs.values()])
+        if self._least_units == 1:  # not inside a kernel that is taken apart
+            self.path.step(func, args, kwargs)
         if not isinstance(func, torch._ops.OpOverload) or not _is_plain(given):
             self.blind = True
             return func(*args, **kwargs)
@@ -332,7 +405,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         step = signs.as_strided(tensor.shape, tensor.stride(), start) * self._loudness
         # The largest numbers stand for infinity in masks, they must not become it; zero has no neighbour of its scale.
         info = torch.finfo(tensor.dtype)
-        movable = (tensor.abs() < info.max / 2) & (tensor.abs() >= info.tiny)
+        movable = (tensor.abs() < info.max / 2) & (tensor.abs() >= info.tiny) & ~_is_whole(tensor)
         return (tensor.view(integer) + step * movable).view(tensor.dtype)
 
     def _place(self) -> int:
@@ -349,9 +422,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = real.numel()
         parts = [pool[at : at + min(_POOL, count - i)] for i in range(0, count, _POOL) for at in (self._place(),)]
         factors = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(real.shape)
-        # Far up all numbers are whole, and most of them are rounded.
-        whole = (real == real.round()) & (real.abs() < 1 / (8 * torch.finfo(real.dtype).eps))
-        real.mul_(factors.masked_fill(whole, 1))
+        real.mul_(factors.masked_fill(_is_whole(real), 1))
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -374,6 +445,8 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._swapped = list(swapped)
         self._data: list[torch.Tensor] = []
+        self.computed = Path()
+        """The way that the run takes, to be compared with that of a `Watch`."""
 
     def __enter__(self) -> Self:
         """Swap the parameters' data, switch the mode on."""
@@ -416,6 +489,8 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
             msg = "the model reads the bits of its numbers (Tensor.view(dtype))"
             raise NoDouble(msg)
         traits = _traits(func)
+        if _computes(func):
+            self.computed.step(func, args, kwargs)
         if traits.view:
             # A view of a low-precision tensor has to stay one: what is written to it belongs to the original.
             return func(*args, **kwargs)

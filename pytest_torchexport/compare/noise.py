@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from pytest_torchexport.compare.dispatch import InDouble, Jitter
+from pytest_torchexport.compare.dispatch import InDouble, Jitter, NoDouble, Path, Watch
 from pytest_torchexport.compare.tolerance import default_for
 from pytest_torchexport.compare.tree import as_tensor
 from pytest_torchexport.outcome import Cause, Leaf
+from pytest_torchexport.subject.run import Record
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from pytest_torchexport.subject.run import Record
 
 LIMIT = 6.0
 """How many times the noise a correct export may be off."""
@@ -92,16 +92,25 @@ class Opinion:
     too_chaotic: bool = False
 
 
-def in_double(eager: Eager) -> Record:
+def in_double(eager: Eager, computed: Path | None = None) -> Record:
     """What eager does in double precision; the record holds an error where an operator has no such form.
 
     Parameters are converted where they are read. Code that compares dtypes (recurrent layers do) stumbles over that;
     it is run again with all parameters converted for the time of the run.
+
+    Args:
+        eager: how to run it.
+        computed: the way that eager takes. A run that takes another one (where float32 overflows, say) is an error:
+            its results are those of another branch.
     """
-    record = eager.rerun(InDouble(), torch.float64)
-    if record.error is None:
-        return record
-    return eager.rerun(InDouble(eager.parameters()), torch.float64)
+    mode = InDouble()
+    record = eager.rerun(mode, torch.float64)
+    if record.error is not None:
+        mode = InDouble(eager.parameters())
+        record = eager.rerun(mode, torch.float64)
+    if record.error is None and computed is not None and mode.computed != computed:
+        return Record(error=NoDouble("in double precision the model takes another branch"))
+    return record
 
 
 class RoundingNoise:
@@ -122,6 +131,7 @@ class RoundingNoise:
         self._loud = False
         self._coarsest = 0.0
         self._blind = False
+        self._path: Path | None = None
         self.without_reference: str | None = None
 
     def judge(self, leaf: Leaf, expected: Any, actual: Any, eager: Eager) -> Leaf:
@@ -205,7 +215,10 @@ class RoundingNoise:
         if self._reference is not None:
             return
         self._reference = {}
-        record = in_double(eager)
+        watch = Watch()
+        eager.rerun(watch)
+        self._path = watch.path
+        record = in_double(eager, watch.computed)
         if record.error is not None:
             self.without_reference = f"{type(record.error).__name__}: {record.error}"
             return
@@ -213,11 +226,11 @@ class RoundingNoise:
             tensor, mine = as_tensor(leaf), as_tensor(self._leaves.get(path))
             if tensor is not None and mine is not None and tensor.shape == mine.shape:
                 self._reference[path] = tensor.detach()
-        self._take(self._reference)
+        self._take(self._reference, changes=False)
 
     def _forget_draws(self) -> None:
         self._draws, self._spread, self._flips, self._loud = 0, {}, {}, False
-        self._take(self._reference or {})
+        self._take(self._reference or {}, changes=False)
 
     def _draw(self, eager: Eager) -> None:
         self._draws += 1
@@ -227,19 +240,28 @@ class RoundingNoise:
         """The leaves of a run with noise; none if the noise makes it raise."""
         mode = Jitter(self._seed, draw, loudness)
         record = eager.rerun(mode)
+        if mode.path != self._path:
+            # A condition on a tensor came out differently: the difference is that of two branches, not of rounding.
+            return {}
         self._coarsest = max(self._coarsest, mode.coarsest)
         self._blind |= mode.blind
         return eager.leaves(record) if record.error is None else {}
 
-    def _take(self, leaves: Mapping[str, Any]) -> None:
-        """Add how far a run is from eager. A leaf of another shape (data decide it) says nothing, and is left out."""
+    def _take(self, leaves: Mapping[str, Any], *, changes: bool = True) -> None:
+        """Add how far a run is from eager. A leaf of another shape (data decide it) says nothing, and is left out.
+
+        Args:
+            leaves: of the run.
+            changes: whether the run may excuse NaN and infinities. One in double precision may not: it overflows
+                nowhere, whatever eager does.
+        """
         for path, leaf in leaves.items():
             mine, other = as_tensor(self._leaves.get(path)), as_tensor(leaf)
             if mine is None or other is None or mine.shape != other.shape:
                 continue
             values = _Values.of(mine, other)
             if values.floating:
-                self._spread.setdefault(path, _Spread()).add(values)
+                self._spread.setdefault(path, _Spread()).add(values, changes=changes)
             else:
                 self._flips_at(path, values).add(values.ours != values.theirs)
 
@@ -328,10 +350,10 @@ class _Spread:
         assert self._changed is not None
         return self._changed
 
-    def add(self, values: _Values) -> None:
+    def add(self, values: _Values, *, changes: bool = True) -> None:
         off = (values.theirs - values.ours).abs()
         off = torch.where(off.isfinite(), off, 0.0)
-        changed = ~_same_class(values.ours, values.theirs)
+        changed = ~_same_class(values.ours, values.theirs) & changes
         self._noise = off if self._noise is None else torch.maximum(self._noise, off)
         self._changed = changed if self._changed is None else self._changed | changed
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_torchexport.compare.leaf import compare_leaf
 from pytest_torchexport.compare.noise import TooChaotic
-from pytest_torchexport.compare.tolerance import Tolerance, compare_leaf
 from pytest_torchexport.compare.tree import pair
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject import containers
@@ -16,6 +16,7 @@ from pytest_torchexport.subject.state import identical
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Structure
+    from pytest_torchexport.compare.tolerance import Tolerance
     from pytest_torchexport.subject.call import Call
     from pytest_torchexport.subject.run import Record
 
@@ -117,7 +118,7 @@ def compare_records(
     comparison = Comparison()
 
     def leaf_of(path: str, one: Any, other: Any) -> Leaf:
-        leaf = compare_leaf(path, one, other, tolerance)
+        leaf = compare_leaf(path, one, other, tolerance, structure)
         if leaf.agrees or second_opinion is None or leaf.cause not in (Cause.NUMERIC, Cause.SPECIAL_VALUE):
             return leaf
         try:
@@ -154,8 +155,8 @@ def _compare_arguments(
         one, other = dict(containers.leaves(ours[name], name)), dict(containers.leaves(theirs[name], name))
         for path in dict.fromkeys([*one, *other]):
             mine, his = one.get(path), other.get(path)
-            eager_changes = path not in start or path not in one or not identical(start[path], mine)
-            program_changes = path not in start or path not in other or not identical(start[path], his)
+            eager_changes = _changed(path, start, one)
+            program_changes = _changed(path, start, other)
             if not (eager_changes or program_changes):
                 continue
             leaf = leaf_of(f"{prefix} {path}", mine, his)
@@ -166,6 +167,13 @@ def _compare_arguments(
                 leaf = dataclasses.replace(leaf, cause=Cause.LOST_MUTATION, reason=who)
             found.append(leaf)
     return found
+
+
+def _changed(path: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a leaf came, went or has another value."""
+    if (path in before) != (path in after):
+        return True
+    return path in before and not identical(before[path], after[path])
 
 
 def _compare_states(
