@@ -124,8 +124,8 @@ def _kind(value: Any) -> str:
 
 def _pair_flat(expected: Any, actual: FlatOutput, root: str, pairs: Pairs) -> None:
     """Pair a flat program's outputs with eager's tensors in order; numbers only if the program emits them too."""
-    ours = list(_flat_leaves(expected, root))
-    theirs = list(actual.values.items())
+    ours = list(containers.leaves(expected, root))
+    theirs = list(containers.leaves(actual.values))  # a sequence output holds several tensors
     tensors = [(path, leaf) for path, leaf in ours if not isinstance(leaf, (type(None), str, bytes, *_NUMBER))]
     with_numbers = [(path, leaf) for path, leaf in ours if not isinstance(leaf, (type(None), str, bytes))]
     chosen = with_numbers if len(with_numbers) == len(theirs) else tensors
@@ -140,16 +140,15 @@ def _pair_flat(expected: Any, actual: FlatOutput, root: str, pairs: Pairs) -> No
     pairs.leaves += [(path, leaf, theirs[i][1]) for i, (path, leaf) in enumerate(chosen[: len(theirs)])]
 
 
-def _flat_leaves(value: Any, path: str) -> Any:
-    return containers.leaves(value, path)
-
-
 def as_tensor(leaf: Any) -> torch.Tensor | None:
-    """A number, array or tensor as a tensor; None for anything else."""
+    """A number, array or tensor as a tensor; None for anything else, and for integers beyond 64 bits."""
     if isinstance(leaf, torch.Tensor):
         return leaf
-    if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype != object:
-        return torch.as_tensor(leaf)
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return torch.as_tensor(leaf, device="cpu") if leaf.dtype.kind in "biufc" else None
+    if isinstance(leaf, int) and not -(2**63) <= leaf < 2**63:
+        return None
     if isinstance(leaf, (bool, int, float, complex)):
-        return torch.tensor(leaf, dtype=torch.float64 if isinstance(leaf, float) else None)
+        wide = {float: torch.float64, complex: torch.complex128}.get(type(leaf))
+        return torch.tensor(leaf, dtype=wide, device="cpu")
     return None
