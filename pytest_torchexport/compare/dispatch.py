@@ -122,6 +122,7 @@ class _Traits:
     sums_along: bool
     scan: bool
     normalises: bool
+    orders: bool
     names: tuple[str, ...]
     written: frozenset[str]
 
@@ -147,6 +148,7 @@ def _traits(func: Any) -> _Traits:
         sums_along=standard and name in _SUMS_ALONG,
         scan=name.startswith(("cum", "logcum")),
         normalises=standard and name in _NORMALISES,
+        orders=standard and name in ("topk", "sort") and len(schema.returns) == 2 and not written,
         names=tuple(a.name for a in schema.arguments),
         written=written,
     )
@@ -333,7 +335,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         traits = _traits(func)
         if traits.exact and not self._accumulates(traits, args, kwargs):
-            result = func(*args, **kwargs)
+            result = self._untie(func, args, kwargs) if traits.orders else func(*args, **kwargs)
             if not any(_is_noisy(t) and not self._is_made(t) for t in given):
                 _map(result, self._note)
             return result
@@ -361,6 +363,21 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return tuple(simpler(*args, **kwargs))
         finally:
             self._least_units = before
+
+    def _untie(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operator that puts elements in order, with ties broken by chance: torch promises no order among them."""
+        given = args[0]
+        result = func(*args, **kwargs)
+        if kwargs.get("stable") or given.is_complex() or given.dtype is torch.bool or not given.dim():
+            return result
+        chance = torch.rand(given.shape, generator=self._generator, device="cpu").to(given.device, torch.float64)
+        step = 0.25 if not given.is_floating_point() else 1e-290
+        scale = 0.0 if not given.is_floating_point() else self._loudness * torch.finfo(given.dtype).eps
+        untied = given.double() * (1 + scale * (2 * chance - 1)) + step * chance
+        named = dict(_by_name(_traits(func), args, kwargs))
+        indices = func(untied, *args[1:], **kwargs)[1]
+        dim = named.get("dim", -1)
+        return (given.gather(dim, indices), indices)
 
     @staticmethod
     def _accumulates(traits: _Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -322,7 +322,7 @@ class RoundingNoise:
         most = known.most
         worst = int(flipped.flatten().int().argmax())
         return Opinion(
-            agrees=unexplained <= most // 4 and count <= max(most, 1),
+            agrees=unexplained <= most // 4 and count <= max(int(known.where.sum()), 1),
             score=count / most if most else math.inf if count else 0.0,
             limit=1.0,
             draws=self._draws + _LOUD_DRAWS,
