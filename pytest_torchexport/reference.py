@@ -356,11 +356,11 @@ def second_opinion(plan: Plan, snapshot: Snapshot, reference: Reference, trial: 
         calls = tuple(call.place(plan.device, dtype) for call in trial.calls)
         return eager_run(plan, snapshot, reference, calls, mode=mode)
 
-    def ask(leaf: Leaf, expected: Any, actual: Any) -> Leaf:
+    def ask(leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
         if trial.noise is None:
             trial.noise = RoundingNoise(leaves(trial.record), plan.seed)
         model = plan.model
         eager = Eager(rerun, leaves, model.parameters if isinstance(model, torch.nn.Module) else tuple)
-        return trial.noise.judge(leaf, expected, actual, eager)
+        return trial.noise.judge(leaf, expected, actual, eager, disputed)
 
     return ask

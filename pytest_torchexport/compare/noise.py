@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -124,6 +125,10 @@ class RoundingNoise:
     def __init__(self, leaves: Mapping[str, Any], seed: int) -> None:
         self._leaves = leaves
         self._seed = seed
+        self._asked: frozenset[str] = frozenset()
+        self._start_over()
+
+    def _start_over(self) -> None:
         self._draws = 0
         self._spread: dict[str, _Spread] = {}
         self._flips: dict[str, _Flips] = {}
@@ -134,7 +139,9 @@ class RoundingNoise:
         self._path: Path | None = None
         self.without_reference: str | None = None
 
-    def judge(self, leaf: Leaf, expected: Any, actual: Any, eager: Eager) -> Leaf:
+    def judge(
+        self, leaf: Leaf, expected: Any, actual: Any, eager: Eager, disputed: frozenset[str] = frozenset()
+    ) -> Leaf:
         """The second opinion on a leaf that differs in its values.
 
         Args:
@@ -142,6 +149,7 @@ class RoundingNoise:
             expected: eager's leaf.
             actual: the exported program's.
             eager: how to run eager again.
+            disputed: paths of further leaves that will be asked about; to name them here saves runs.
 
         Returns:
             A leaf that agrees, or the given one with the opinion in its reason.
@@ -151,6 +159,7 @@ class RoundingNoise:
         """
         if leaf.agrees or leaf.cause not in (Cause.NUMERIC, Cause.SPECIAL_VALUE):
             return leaf
+        self._ask_about(disputed)
         opinion = self.opinion(leaf.path, expected, actual, eager, only=_beyond_default)
         if opinion is None:
             return leaf
@@ -195,6 +204,7 @@ class RoundingNoise:
         ours, theirs = as_tensor(expected), as_tensor(actual)
         if path not in self._leaves or ours is None or theirs is None:
             return None
+        self._ask_about({path})
         self._measure_reference(eager)
         values = _Values.of(ours, theirs.reshape(ours.shape).to(ours.device))
         if not values.floating:
@@ -211,6 +221,16 @@ class RoundingNoise:
             found = self._score(path, values, judged)
         return None if self._blind and found is not None and not found.agrees else found
 
+    def _ask_about(self, paths: AbstractSet[str]) -> None:
+        """Measure these leaves too, from the first run on: what is measured takes several times the leaf's memory."""
+        if not paths <= self._asked:
+            self._asked |= paths
+            self._start_over()
+
+    def _read(self, record: Record, eager: Eager) -> dict[str, Any]:
+        """The leaves that were asked about."""
+        return {path: leaf for path, leaf in eager.leaves(record).items() if path in self._asked}
+
     def _measure_reference(self, eager: Eager) -> None:
         if self._reference is not None:
             return
@@ -222,7 +242,7 @@ class RoundingNoise:
         if record.error is not None:
             self.without_reference = f"{type(record.error).__name__}: {record.error}"
             return
-        for path, leaf in eager.leaves(record).items():
+        for path, leaf in self._read(record, eager).items():
             tensor, mine = as_tensor(leaf), as_tensor(self._leaves.get(path))
             if tensor is not None and mine is not None and tensor.shape == mine.shape:
                 self._reference[path] = tensor.detach()
@@ -245,7 +265,7 @@ class RoundingNoise:
             return {}
         self._coarsest = max(self._coarsest, mode.coarsest)
         self._blind |= mode.blind
-        return eager.leaves(record) if record.error is None else {}
+        return self._read(record, eager) if record.error is None else {}
 
     def _take(self, leaves: Mapping[str, Any], *, changes: bool = True) -> None:
         """Add how far a run is from eager. A leaf of another shape (data decide it) says nothing, and is left out.
@@ -327,7 +347,7 @@ class RoundingNoise:
             limit=1.0,
             draws=self._draws + _LOUD_DRAWS,
             noise=0.0,
-            error=float((values.ours - values.theirs).abs().max()),
+            error=float((values.ours.double() - values.theirs.double()).abs().max()),
             index=_unravel(worst, flipped.shape),
         )
 
@@ -411,7 +431,7 @@ def _beyond_default(values: _Values, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _unravel(index: int, shape: torch.Size) -> tuple[int, ...]:
-    return tuple(int(i) for i in torch.unravel_index(torch.tensor(index), shape)) if shape else ()
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(index, device="cpu"), shape)) if shape else ()
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

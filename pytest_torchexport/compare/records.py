@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +58,9 @@ class StateView:
     buffers: frozenset[str]
 
 
-SecondOpinion = Callable[[Leaf, Any, Any], Leaf]
-"""Looks again at a leaf that differs in its values, given the leaf, eager's value and the exported program's.
+SecondOpinion = Callable[[Leaf, Any, Any, frozenset[str]], Leaf]
+"""Looks again at a leaf that differs in its values, given the leaf, eager's value, the exported program's, and the
+paths of all leaves of this comparison that will be asked about.
 
 Raises `TooChaotic` where nothing can be said.
 """
@@ -116,57 +117,76 @@ def compare_records(
         second_opinion: asked about each leaf whose values differ by more than the tolerance.
     """
     comparison = Comparison()
-
-    def leaf_of(path: str, one: Any, other: Any) -> Leaf:
-        leaf = compare_leaf(path, one, other, tolerance, structure)
-        if leaf.agrees or second_opinion is None or leaf.cause not in (Cause.NUMERIC, Cause.SPECIAL_VALUE):
-            return leaf
-        try:
-            return second_opinion(leaf, one, other)
-        except TooChaotic as chaos:
-            comparison.unjudged.append(str(chaos))
-            return dataclasses.replace(leaf, agrees=True, cause=None, reason=str(chaos))
-
+    questions: list[_Question] = []
     for index, (ours, theirs) in enumerate(zip(expected.outputs, actual.outputs, strict=True)):
         pairs = pair(ours, theirs, structure, _title("output", index, len(calls)))
         comparison.leaves += pairs.problems
         comparison.left_out += pairs.left_out
-        comparison.leaves += [leaf_of(path, one, other) for path, one, other in pairs.leaves]
+        questions += [_Question(*paired) for paired in pairs.leaves]
     for index, before in enumerate(calls):
         prefix = _title("argument", index, len(calls))
-        after = (names(expected.arguments[index]), names(actual.arguments[index]))
-        comparison.leaves += _compare_arguments(prefix, names(before), *after, leaf_of)
-    _compare_states(comparison, expected, actual, states, leaf_of)
-    comparison.leaves += _compare_gradients(expected, actual, gradients, leaf_of)
+        questions += _arguments(prefix, names(before), names(expected.arguments[index]), names(actual.arguments[index]))
+    questions += _states(comparison, expected, actual, states)
+    questions += _gradients(expected, actual, gradients)
+    found = [compare_leaf(asked.path, asked.ours, asked.theirs, tolerance, structure) for asked in questions]
+    if second_opinion is not None:
+        found = _looked_at_again(comparison, questions, found, second_opinion)
+    comparison.leaves += [asked.told(leaf) for asked, leaf in zip(questions, found, strict=True)]
     return comparison
 
 
-def _compare_arguments(
-    prefix: str,
-    before: Mapping[str, Any],
-    ours: Mapping[str, Any],
-    theirs: Mapping[str, Any],
-    leaf_of: Callable[[str, Any, Any], Leaf],
+@dataclass(frozen=True)
+class _Question:
+    """Two leaves to be compared, and what it means if they differ where only one program changed something."""
+
+    path: str
+    ours: Any
+    theirs: Any
+    lost: Cause | None = None
+    who: str = ""
+
+    def told(self, leaf: Leaf) -> Leaf:
+        """The comparison's result, with that meaning."""
+        if leaf.agrees or self.lost is None:
+            return leaf
+        return dataclasses.replace(leaf, cause=self.lost, reason=self.who)
+
+
+def _looked_at_again(
+    comparison: Comparison, questions: list[_Question], found: list[Leaf], second_opinion: SecondOpinion
 ) -> list[Leaf]:
-    """Compare the arguments that eager or the program changed in place; the others need no mention."""
-    found = []
+    """The results, those that differ in their values after a second opinion."""
+    disputed = frozenset(leaf.path for leaf in found if leaf.cause in (Cause.NUMERIC, Cause.SPECIAL_VALUE))
+
+    def again(asked: _Question, leaf: Leaf) -> Leaf:
+        if leaf.path not in disputed:
+            return leaf
+        try:
+            return second_opinion(leaf, asked.ours, asked.theirs, disputed)
+        except TooChaotic as chaos:
+            comparison.unjudged.append(str(chaos))
+            return dataclasses.replace(leaf, agrees=True, cause=None, reason=str(chaos))
+
+    return [again(asked, leaf) for asked, leaf in zip(questions, found, strict=True)]
+
+
+def _arguments(
+    prefix: str, before: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> Iterator[_Question]:
+    """The arguments that eager or the program changed in place; the others need no mention."""
     for name in before:
         start = dict(containers.leaves(before[name], name))
         one, other = dict(containers.leaves(ours[name], name)), dict(containers.leaves(theirs[name], name))
         for path in dict.fromkeys([*one, *other]):
-            mine, his = one.get(path), other.get(path)
-            eager_changes = _changed(path, start, one)
-            program_changes = _changed(path, start, other)
-            if not (eager_changes or program_changes):
+            by_eager, by_program = _changed(path, start, one), _changed(path, start, other)
+            if not (by_eager or by_program):
                 continue
-            leaf = leaf_of(f"{prefix} {path}", mine, his)
-            if not leaf.agrees and eager_changes != program_changes:
-                who = "eager changes it in place, the exported program does not"
-                if program_changes:
-                    who = "the exported program changes it in place, eager does not"
-                leaf = dataclasses.replace(leaf, cause=Cause.LOST_MUTATION, reason=who)
-            found.append(leaf)
-    return found
+            lost, who = None, ""
+            if by_eager != by_program:
+                lost, who = Cause.LOST_MUTATION, "eager changes it in place, the exported program does not"
+            if by_program and not by_eager:
+                who = "the exported program changes it in place, eager does not"
+            yield _Question(f"{prefix} {path}", one.get(path), other.get(path), lost, who)
 
 
 def _changed(path: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -176,13 +196,8 @@ def _changed(path: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     return path in before and not identical(before[path], after[path])
 
 
-def _compare_states(
-    comparison: Comparison,
-    expected: Record,
-    actual: Record,
-    states: StateView,
-    leaf_of: Callable[[str, Any, Any], Leaf],
-) -> None:
+def _states(comparison: Comparison, expected: Record, actual: Record, states: StateView) -> Iterator[_Question]:
+    """The entries that either changed; those that the program does not have are noted in the comparison."""
     if states.exported is None:
         comparison.unread += list(expected.state)
         return
@@ -191,33 +206,31 @@ def _compare_states(
         ours = expected.state.get(name, states.eager.get(name))
         if name not in states.exported and name not in actual.state:
             if name in states.buffers:
-                reason = "eager changes this buffer, the exported program does not carry it"
-                shown = containers.describe(ours)
-                comparison.leaves.append(
-                    Leaf(path, agrees=False, cause=Cause.LOST_STATE, reason=reason, expected=shown, actual="not there")
-                )
+                comparison.leaves.append(_lost_buffer(path, ours))
             else:
                 comparison.unread.append(name)
             continue
         if name not in states.eager and name not in expected.state:
             continue
-        leaf = leaf_of(path, ours, actual.state.get(name, states.exported.get(name)))
-        if not leaf.agrees and (name in expected.state) != (name in actual.state):
-            who = "eager changes it, the exported program does not"
-            if name in actual.state:
-                who = "the exported program changes it, eager does not"
-            leaf = dataclasses.replace(leaf, cause=Cause.LOST_STATE, reason=who)
-        comparison.leaves.append(leaf)
+        theirs = actual.state.get(name, states.exported.get(name))
+        lost, who = None, ""
+        if (name in expected.state) != (name in actual.state):
+            lost, who = Cause.LOST_STATE, "eager changes it, the exported program does not"
+        if name not in expected.state:
+            who = "the exported program changes it, eager does not"
+        yield _Question(path, ours, theirs, lost, who)
 
 
-def _compare_gradients(
-    expected: Record, actual: Record, wanted: frozenset[str] | None, leaf_of: Callable[[str, Any, Any], Leaf]
-) -> list[Leaf]:
-    """Compare gradients by name; one that is left out counts as zero, as autograd users take it."""
-    found = []
+def _lost_buffer(path: str, ours: Any) -> Leaf:
+    reason = "eager changes this buffer, the exported program does not carry it"
+    shown = containers.describe(ours)
+    return Leaf(path, agrees=False, cause=Cause.LOST_STATE, reason=reason, expected=shown, actual="not there")
+
+
+def _gradients(expected: Record, actual: Record, wanted: frozenset[str] | None) -> Iterator[_Question]:
+    """Gradients by name; one that is left out counts as zero, as autograd users take it."""
     ours = {name: grad for name, grad in expected.gradients.items() if wanted is None or name in wanted}
     for name in dict.fromkeys([*ours, *actual.gradients]):
         some = ours[name] if name in ours else actual.gradients[name]
         zero = some.new_zeros(some.shape)
-        found.append(leaf_of(name, ours.get(name, zero), actual.gradients.get(name, zero)))
-    return found
+        yield _Question(name, ours.get(name, zero), actual.gradients.get(name, zero))
