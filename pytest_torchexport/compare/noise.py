@@ -31,7 +31,7 @@ LIMIT = 6.0
 _LAST_LIMIT = 5.0
 """The same after the last draw, when the noise is known best."""
 _DRAWS = 8
-_LOUD_DRAWS = 2
+_LOUD_DRAWS = 4
 _LOUDNESS = 8
 _LEAST_SLICE = 8
 """The root mean square over fewer elements may be tiny by luck."""
@@ -69,8 +69,8 @@ class Opinion:
 
     Attributes:
         agrees: it does.
-        score: the worst element's error as a multiple of the noise there; for a discrete leaf the number of flipped
-            elements as a multiple of the most that noise flips.
+        score: the worst element's error as a multiple of the noise there; for a discrete leaf the number of elements
+            that noise never flips as a multiple of a quarter of the most that it flips.
         limit: what the score was held against.
         draws: number of jittered runs behind it.
         noise: the noise at the worst element, in the unit of the value.
@@ -321,9 +321,9 @@ class RoundingNoise:
         )
 
     def _discrete(self, path: str, values: _Values, eager: Eager) -> Opinion | None:
-        """Flips are explained where some run flips too, or where loud ones flip about as many.
+        """Flips are explained where some run flips too.
 
-        Draws sample the near ties, they do not list them: hence the allowance for flips that no draw shows.
+        Draws sample the near ties, they do not list them: hence the allowance for a few flips that no draw shows.
         """
         if not self._loud:
             self._loud = True
@@ -338,12 +338,12 @@ class RoundingNoise:
         if known is None:
             return None
         flipped = values.ours != values.theirs
-        count, unexplained = int(flipped.sum()), int((flipped & ~known.where).sum())
+        unexplained = int((flipped & ~known.where).sum())
         most = known.most
         worst = int(flipped.flatten().int().argmax())
         return Opinion(
-            agrees=unexplained <= most // 4 and count <= max(int(known.where.sum()), 1),
-            score=count / most if most else math.inf if count else 0.0,
+            agrees=unexplained <= most // 4,
+            score=4 * unexplained / most if most else math.inf if unexplained else 0.0,
             limit=1.0,
             draws=self._draws + _LOUD_DRAWS,
             noise=0.0,
