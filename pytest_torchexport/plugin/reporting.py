@@ -42,6 +42,7 @@ class Reporter:
         self._config = config
         self._run = run
         self._records: dict[str, dict[str, Any]] = {}
+        self._places: dict[str, tuple[str, int]] = {}
         self._problems: list[str] = []
 
     def pytest_report_collectionfinish(self, items: Sequence[pytest.Item]) -> list[str]:
@@ -69,6 +70,7 @@ class Reporter:
         elif record is not None:
             record["result"] = transport.result_of(report)
             self._records[report.nodeid] = record
+            self._places[report.nodeid] = (report.location[0], report.location[1] or 0)
             self._show(record)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -86,9 +88,13 @@ class Reporter:
         if self._records:
             from pytest_torchexport.plugin import terminal
 
-            terminal.write_summary(terminalreporter, list(self._records.values()))
+            terminal.write_summary(terminalreporter, self._in_order())
         for problem in self._problems:
             terminalreporter.write_line(f"export equivalence: {problem}", red=True)
+
+    def _in_order(self) -> list[dict[str, Any]]:
+        """The records by file and line of their tests: workers hand them in as they finish."""
+        return [self._records[test] for test in sorted(self._records, key=lambda test: self._places[test])]
 
     def _show(self, record: dict[str, Any]) -> None:
         from pytest_torchexport.outcome import Outcome
@@ -120,7 +126,7 @@ class Reporter:
             self._config.hook.pytest_torchexport_machine(config=self._config, machine=machine)
         except Exception as error:  # noqa: BLE001 - a user's hook must not take the verdicts with it
             self._problems.append(f"the hook pytest_torchexport_machine failed: {error!r}")
-        document = json_report.document(list(self._records.values()), machine)
+        document = json_report.document(self._in_order(), machine)
         for path in self._run.settings.reports:
             try:
                 json_report.write(path, document)
