@@ -207,14 +207,16 @@ def _units_of_sum(traits: _Traits, args: tuple[Any, ...], kwargs: dict[str, Any]
 @functools.lru_cache(maxsize=6)
 def _factors(dtype: torch.dtype, units: int, device: torch.device) -> torch.Tensor:
     """Factors `1 + units * eps * U(-1, 1)`, the same in every process."""
-    uniform = torch.rand(2 * _POOL, generator=torch.Generator().manual_seed(units), dtype=torch.float64) * 2 - 1
+    generator = torch.Generator().manual_seed(units)
+    uniform = torch.rand(2 * _POOL, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
     return (1 + units * torch.finfo(dtype).eps * uniform).to(dtype).to(device)
 
 
 @functools.lru_cache(maxsize=3)
 def _signs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Random signs, 1 or -1, as integers of the dtype."""
-    bits = torch.randint(2, (2 * _POOL,), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(2, (2 * _POOL,), generator=generator, dtype=torch.int8, device="cpu")
     return (bits * 2 - 1).to(dtype).to(device)
 
 
@@ -426,7 +428,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return (tensor.view(integer) + step * movable).view(tensor.dtype)
 
     def _place(self) -> int:
-        return int(torch.randint(_POOL, (), generator=self._generator))
+        return int(torch.randint(_POOL, (), generator=self._generator, device="cpu"))
 
     def _add_noise(self, tensor: torch.Tensor, units: int) -> None:
         self._note(tensor)
