@@ -7,14 +7,18 @@ taken apart by field, item and attribute.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
+
+from pytest_torchexport.subject import objects
 
 Path = str
 """Where a leaf stands, as Python would write it behind the root's name: `[0]['logits'].mask`."""
@@ -41,7 +45,7 @@ def children(value: Any) -> list[tuple[Path, Any]] | None:
         return [(f"[{key!r}]", item) for key, item in value.items()]
     if is_namedtuple(value):
         return [(f".{name}", getattr(value, name)) for name in value._fields]
-    if isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
+    if isinstance(value, (list, tuple, deque)):
         return [(f"[{index}]", item) for index, item in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value) if hasattr(value, f.name)]
@@ -49,18 +53,21 @@ def children(value: Any) -> list[tuple[Path, Any]] | None:
         keyed, _ = pytree.tree_flatten_with_path(value, is_leaf=lambda part: part is not value)
         return [(pytree.keystr(path), part) for path, part in keyed]
     if _is_plain_object(value):
-        return [(f".{name}", item) for name, item in vars(value).items()]
+        return [(f".{name}", item) for name, item in objects.attributes(value).items()]
     return None
 
 
-def leaves(value: Any, root: Path = "") -> Iterator[tuple[Path, Any]]:
-    """Every leaf below the value with its full path, depth first, in the containers' own order."""
-    parts = children(value)
+def leaves(value: Any, root: Path = "", above: frozenset[int] = frozenset()) -> Iterator[tuple[Path, Any]]:
+    """Every leaf below the value with its full path, depth first, in the containers' own order.
+
+    Where a container holds one that it is in itself (`above`, by id), that one counts as a leaf.
+    """
+    parts = None if id(value) in above else children(value)
     if parts is None:
         yield root, value
         return
     for step, part in parts:
-        yield from leaves(part, root + step)
+        yield from leaves(part, root + step, above | {id(value)})
 
 
 def tensors(value: Any, root: Path = "") -> Iterator[tuple[Path, torch.Tensor]]:
@@ -71,26 +78,28 @@ def tensors(value: Any, root: Path = "") -> Iterator[tuple[Path, torch.Tensor]]:
 def rebuild(value: Any, change: Callable[[Any], Any], memo: dict[int, tuple[Any, Any]] | None = None) -> Any:
     """A copy of the containers in which every leaf is `change(leaf)`.
 
-    A container or tensor that stands in two places stands in two places of the copy as well.
+    A container or tensor that stands in two places stands in two places of the copy as well. A container that holds
+    itself ends in a leaf that is the original one.
     """
     memo = {} if memo is None else memo
     if id(value) in memo:
         return memo[id(value)][1]
-    parts = children(value)
-    copy = change(value) if parts is None else _rebuild(value, [rebuild(part, change, memo) for _, part in parts])
     # The original is kept beside its copy: a part that was made on the fly must not leave its id to another one.
-    memo[id(value)] = (value, copy)
-    return copy
+    memo[id(value)] = (value, value)
+    parts = children(value)
+    made = change(value) if parts is None else _rebuild(value, [rebuild(part, change, memo) for _, part in parts])
+    memo[id(value)] = (value, made)
+    return made
 
 
-def replace(value: Any, at: Mapping[Path, Any], root: Path = "") -> Any:
+def replace(value: Any, at: Mapping[Path, Any], root: Path = "", above: frozenset[int] = frozenset()) -> Any:
     """The value with what stands at the given full paths replaced; what is not touched is shared, not copied."""
     if root in at:
         return at[root]
-    parts = children(value)
+    parts = None if id(value) in above else children(value)
     if parts is None:
         return value
-    replaced = [replace(part, at, root + step) for step, part in parts]
+    replaced = [replace(part, at, root + step, above | {id(value)}) for step, part in parts]
     if all(new is part for new, (_, part) in zip(replaced, parts, strict=True)):
         return value
     return _rebuild(value, replaced)
@@ -106,11 +115,8 @@ def _rebuild(value: Any, parts: list[Any]) -> Any:
         return type(value)(*parts)
     if isinstance(value, (list, tuple)):
         return type(value)(parts)
-    copy = object.__new__(type(value))
-    copy.__dict__.update(vars(value))
     names = [step[1:] for step, _ in children(value) or []]
-    copy.__dict__.update(zip(names, parts, strict=True))
-    return copy
+    return objects.remake(value, dict(zip(names, parts, strict=True)))
 
 
 def clone_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -118,21 +124,23 @@ def clone_tensor(tensor: torch.Tensor) -> torch.Tensor:
     source = tensor.detach()
     if source.layout is not torch.strided or source.is_quantized or source.is_nested or source.numel() == 0:
         return source.clone().requires_grad_(tensor.requires_grad)
-    copy = source.clone(memory_format=torch.preserve_format)
-    if copy.stride() != source.stride():
+    made = source.clone(memory_format=torch.preserve_format)
+    if made.stride() != source.stride():
         extent = 1 + sum((size - 1) * stride for size, stride in zip(source.shape, source.stride(), strict=True))
         storage = source.as_strided((extent,), (1,)).clone()
-        copy = storage.as_strided(source.shape, source.stride())
-    return copy.requires_grad_(tensor.requires_grad)
+        made = storage.as_strided(source.shape, source.stride())
+    return made.requires_grad_(tensor.requires_grad)
 
 
 def clone(value: Any) -> Any:
-    """A copy of the value in which no tensor or array shares memory with the original."""
+    """A copy of the value in which no tensor, array, set or byte array is the original's."""
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
             return clone_tensor(leaf)
-        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+        if isinstance(leaf, np.ndarray):
+            return leaf.copy()
+        return copy.copy(leaf) if isinstance(leaf, (set, bytearray)) else leaf
 
     return rebuild(value, one)
 
@@ -160,19 +168,21 @@ def place(value: Any, device: torch.device, dtype: torch.dtype | None = None) ->
 
 def describe(value: Any, limit: int = 200) -> str:
     """One line for a person: tensors by dtype and shape (small ones by value), containers by their parts."""
-    text = _describe(value)
+    text = _describe(value, frozenset())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _describe(value: Any) -> str:
+def _describe(value: Any, above: frozenset[int]) -> str:
     if isinstance(value, torch.Tensor):
         return describe_tensor(value)
     if isinstance(value, np.ndarray):
         return f"ndarray({value.dtype}, {list(value.shape)})"
+    if id(value) in above:
+        return "..."
     parts = children(value)
     if parts is None:
         return repr(value)
-    inside = [_describe(part) for _, part in parts]
+    inside = [_describe(part, above | {id(value)}) for _, part in parts]
     if isinstance(value, Mapping):
         inside = [f"{key!r}: {part}" for key, part in zip(value, inside, strict=True)]
         return "{" + ", ".join(inside) + "}"
@@ -193,7 +203,7 @@ def describe_tensor(tensor: torch.Tensor) -> str:
 
 
 def _is_plain_object(value: object) -> bool:
-    """Whether the value is a user's record-like object: attributes in a `__dict__`, no behaviour of its own."""
+    """Whether the value is a user's record-like object: attributes, and it cannot be called or iterated."""
     if isinstance(value, (type, torch.nn.Module)) or callable(value) or hasattr(value, "__next__"):
         return False
-    return hasattr(value, "__dict__") and type(value).__module__ not in ("builtins", "types", "threading", "_io")
+    return objects.has_attributes(value) and not objects.is_foreign(value)

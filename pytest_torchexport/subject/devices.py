@@ -88,11 +88,6 @@ def place_model(
     return twin
 
 
-def default_device_mismatch(model: Callable[..., Any], device: torch.device) -> bool:
-    """Whether a callable that cannot be placed (a function) has nothing to do with the device."""
-    return not isinstance(model, torch.nn.Module) and device.type != "cpu"
-
-
 def numerics_flags() -> dict[str, Any]:
     """The global settings that decide how exactly torch computes; recorded for eager and for the exported program."""
     return {

@@ -40,19 +40,42 @@ class Record:
 @contextlib.contextmanager
 def fixed_rng(seed: int, device: torch.device) -> Iterator[None]:
     """Python's, numpy's and torch's global random generators at a fixed state, put back afterwards."""
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(
-        devices=[device.index or 0] if device.type != "cpu" else [],
-        device_type=device.type if device.type != "cpu" else "cuda",
-    ):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
+    python, array, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    # Only the generators that the check uses: seeding all of them would start the CUDA context of a CPU check.
+    on_device = _DeviceGenerator(device) if device.type != "cpu" else None
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if on_device is not None:
+        on_device.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.default_generator.set_state(cpu)
+        if on_device is not None:
+            on_device.restore()
+
+
+class _DeviceGenerator:
+    """The global random generator of one accelerator, and its state when this object was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._module: Any = torch.get_device_module(device)
+        # MPS is one device with one generator, and its functions take no device.
+        self._device = () if device.type == "mps" else (device,)
+        self._saved: torch.Tensor = self._module.get_rng_state(*self._device)
+
+    def seed(self, seed: int) -> None:
+        if not self._device:
+            self._module.manual_seed(seed)
+            return
+        with self._module.device(self._device[0]):
+            self._module.manual_seed(seed)
+
+    def restore(self) -> None:
+        self._module.set_rng_state(self._saved, *self._device)
 
 
 def run(
@@ -66,6 +89,7 @@ def run(
     names: list[str] | None = None,
     needs_grad_mode: bool = False,
     mode: contextlib.AbstractContextManager[Any] | None = None,
+    clone_all: bool = False,
 ) -> Record:
     """Call the program once per call, each on its own clone of the arguments.
 
@@ -79,14 +103,17 @@ def run(
         names: argument names of the calls' positional arguments, for the names of gradients.
         needs_grad_mode: run with autograd on although no gradients are asked for (forces from energies).
         mode: entered around the program's own work in each call.
+        clone_all: copy every output at once, for a program that hands out memory which it writes to again.
 
     Returns:
         The record, without `state`, which the caller reads where it knows the program to keep it.
     """
     record = Record()
     sequence = list(calls)
-    storages = {_storage(tensor) for tensor in keep_apart}
-    with fixed_rng(seed, device):
+    storages = {storage_of(tensor) for tensor in keep_apart}
+    clone_all = clone_all or len(sequence) > 1
+    # Tensors made under the caller's inference_mode could take no part in autograd, and state of theirs not be written.
+    with torch.inference_mode(mode=False), fixed_rng(seed, device):
         for index, call in enumerate(sequence):
             mine = call.clone()
             try:
@@ -101,20 +128,22 @@ def run(
             except Exception as error:  # noqa: BLE001 whatever the program raises is a result
                 record.error = error
                 return record
-            record.outputs.append(_detached(output, storages, clone_all=len(sequence) > 1))
+            record.outputs.append(_detached(output, storages, clone_all=clone_all))
             record.arguments.append(mine)
     return record
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+def storage_of(tensor: torch.Tensor) -> int:
+    """What two tensors have in common if they share memory: its address; one of its own for a layout without."""
+    has_one = tensor.layout is torch.strided and not tensor.is_nested
+    return tensor.untyped_storage().data_ptr() if has_one else id(tensor)
 
 
 def _detached(output: Any, storages: set[int], *, clone_all: bool) -> Any:
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
-        if clone_all or _storage(leaf) in storages:
+        if clone_all or storage_of(leaf) in storages:
             return containers.clone_tensor(leaf.detach())
         return leaf.detach()
 
@@ -140,7 +169,8 @@ def gradients(
     for index, (_, leaf) in enumerate(containers.tensors(output)):
         if leaf.requires_grad:
             real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-            weights = torch.rand(real.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64) + 0.5
+            generator = torch.Generator("cpu").manual_seed(index)
+            weights = torch.rand(real.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5
             part = (real * weights.to(real)).sum()
             total = part if total is None else total + part.to(total)
     wanted = {f"gradient of {name}": tensor for name, tensor in parameters.items() if tensor.requires_grad}

@@ -15,7 +15,7 @@ from pytest_torchexport.outcome import Location
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_MACHINERY = frozenset(
+MACHINERY = frozenset(
     (
         *("functorch", "jinja2", "ml_dtypes", "mpmath", "networkx", "numpy", "onnx", "onnx_ir", "onnxruntime"),
         *("onnxscript", "pluggy", "_pytest", "pytest", "sympy", "torch", "torchgen", "triton", "typing_extensions.py"),
@@ -41,8 +41,13 @@ def is_users(filename: str) -> bool:
     path = Path(filename)
     installed = next((i for i, part in enumerate(path.parts) if part in _INSTALLED), None)
     if installed is not None:
-        return path.parts[installed + 1] not in _MACHINERY and not filename.startswith(_ROOTS[1])
+        return path.parts[installed + 1] not in MACHINERY and not filename.startswith(_ROOTS[1])
     return not filename.startswith(_ROOTS)
+
+
+def is_machinery(filename: str) -> bool:
+    """Whether a file is part of torch, an exporter, a test runner, this package or Python itself."""
+    return not filename.startswith("<") and not is_users(filename)
 
 
 def locate(filename: str, line: int) -> Location:

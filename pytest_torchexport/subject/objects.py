@@ -1,0 +1,77 @@
+"""Python objects as holders of values: which ones are the user's, and their attributes with or without a `__dict__`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+from typing import Any
+
+from pytest_torchexport.subject.source import MACHINERY
+
+_RECORDS = (types.SimpleNamespace, argparse.Namespace)
+"""Types of the standard library that are nothing but the attributes the user gave them."""
+
+_TORCH_RECORDS = ("torch.nn", "torch.distributions")
+"""Where torch has plain classes whose objects hold the user's tensors."""
+
+
+def is_standard(value: object) -> bool:
+    """Whether the value's type is Python's own, and no container or record: a logger, a lock, a path."""
+    package = str(type(value).__module__).partition(".")[0]
+    return _is_standard_package(package) and type(value) not in _RECORDS
+
+
+def _is_standard_package(package: str) -> bool:
+    return package in sys.stdlib_module_names and package != "collections"
+
+
+def is_foreign(value: object) -> bool:
+    """Whether the value belongs to Python, pytest, torch or this package, whose objects are not taken apart."""
+    module = str(type(value).__module__)
+    package = module.partition(".")[0]
+    if package == "torch":
+        return not module.startswith(_TORCH_RECORDS)
+    return package in MACHINERY or package == __name__.partition(".")[0] or is_standard(value)
+
+
+def is_users_class(kind: type) -> bool:
+    """Whether the class is written neither in Python's library nor in an installed package that exports or tests."""
+    package = str(kind.__module__).partition(".")[0]
+    return not (package in MACHINERY or _is_standard_package(package) or package == "collections")
+
+
+def attributes(value: object) -> dict[str, Any]:
+    """The object's own attributes by name: those in its `__dict__` and those in slots."""
+    found: dict[str, Any] = {}
+    for name in slots(value):
+        try:
+            found[name] = object.__getattribute__(value, name)
+        except AttributeError:
+            continue
+    own = getattr(value, "__dict__", None)
+    return found | own if isinstance(own, dict) else found
+
+
+def slots(value: object) -> list[str]:
+    """Names of the slots of the object's class and its bases, as `getattr` takes them."""
+    names: list[str] = []
+    for one in type(value).__mro__:
+        given = vars(one).get("__slots__", ())
+        for name in (given,) if isinstance(given, str) else tuple(given):
+            hidden = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{one.__name__.lstrip('_')}{name}" if hidden else name)
+    return [name for name in dict.fromkeys(names) if name not in ("__dict__", "__weakref__")]
+
+
+def has_attributes(value: object) -> bool:
+    """Whether the object can hold attributes of its own."""
+    return isinstance(getattr(value, "__dict__", None), dict) or bool(slots(value))
+
+
+def remake(value: Any, changed: dict[str, Any]) -> Any:
+    """A copy of the object with some attributes changed; neither `__init__` nor a frozen class's guard is called."""
+    copy = object.__new__(type(value))
+    for name, item in (attributes(value) | changed).items():
+        object.__setattr__(copy, name, item)
+    return copy
