@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from pytest_torchexport.errors import UsageError
+from pytest_torchexport.subject.output import FlatOutput as FlatOutput  # part of the protocol, so offered here too
+from pytest_torchexport.subject.output import Structure as Structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,17 +23,6 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.outcome import Cause, Location, NotChecked
     from pytest_torchexport.subject.call import Call
-
-
-class Structure(StrEnum):
-    """How much of an output's structure the exported form's calling convention can carry."""
-
-    SAME = "same"
-    """Everything: the types, keys and order of eager's containers."""
-    SCRIPT = "script"
-    """TorchScript: sequences and mappings, without the Python class (a named tuple may come back as a tuple)."""
-    FLAT = "flat"
-    """ONNX: the tensors in order, with names; None, strings and constants are not part of the program."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +101,16 @@ class Exported(ABC):
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Set the program's state to values that `read_state` returned earlier, in place where they are tensors."""
         for name, tensor in (self.read_state() or {}).items():
-            if isinstance(tensor, torch.Tensor):
-                with torch.no_grad():
-                    tensor.copy_(state[name])
+            if isinstance(tensor, torch.Tensor) and isinstance(state.get(name), torch.Tensor):
+                overwrite(tensor, state[name])
+
+    def reset(self) -> None:  # noqa: B027 most programs have no state beside what they give
+        """Undo what earlier runs changed and `read_state` does not give: constants that the program writes to.
+
+        The engine calls it before each input, and `write_state` after it. A program that cannot undo such a change
+        loads itself anew; otherwise one input changes what the next one meets, and a right program looks wrong. What
+        `read_state` and `parameters` returned before is then no longer the program's own.
+        """
 
     @property
     def shares_module(self) -> bool:
@@ -126,16 +123,6 @@ class Exported(ABC):
 
     def close(self) -> None:  # noqa: B027 most programs have nothing to release
         """Release what outlives the object (sessions, compiled code). Called once, after the last run."""
-
-
-@dataclass(frozen=True)
-class FlatOutput:
-    """The outputs of a `FLAT` program, by name and in the program's order.
-
-    A value is a tensor, or, for a sequence output, a list of tensors.
-    """
-
-    values: dict[str, Any]
 
 
 class Backend(ABC):
@@ -154,11 +141,10 @@ class Backend(ABC):
     @property
     def id(self) -> str:
         """The name with the options that differ from their defaults: `compile:mode=max-autotune`."""
-        options: dict[str, dataclasses.Field[Any]] = getattr(self, "__dataclass_fields__", {})
         changed = [
             f"{option.name}={_spell(getattr(self, option.name))}"
-            for option in options.values()
-            if option.init and getattr(self, option.name) != _default(option)
+            for option in options_of(type(self))
+            if getattr(self, option.name) != _default(option)
         ]
         return self.name + (":" + ",".join(changed) if changed else "")
 
@@ -197,6 +183,20 @@ class Backend(ABC):
         """
 
 
+def options_of(backend: Any) -> list[dataclasses.Field[Any]]:
+    """The options of a backend class: the fields of its dataclass that its constructor takes; none if it is none."""
+    return [one for one in dataclasses.fields(backend) if one.init] if dataclasses.is_dataclass(backend) else []
+
+
+def overwrite(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Give the tensor another's values, in place; another's shape and dtype too, where the program changed those."""
+    with torch.no_grad():
+        if tensor.shape == value.shape and tensor.dtype == value.dtype:
+            tensor.copy_(value)
+        else:
+            tensor.data = value.detach().clone()
+
+
 def _default(option: dataclasses.Field[Any]) -> Any:
     if option.default is not dataclasses.MISSING:
         return option.default
@@ -210,8 +210,27 @@ def _spell(value: Any) -> str:
 
 
 def choose(name: str, value: object, accepted: tuple[Any, ...]) -> None:
-    """Raise a `UsageError` that lists the accepted values, unless the option's value is one of them."""
-    if value not in accepted:
+    """Raise a `UsageError` that lists the accepted values, unless the option's value is one of them.
+
+    1 is not taken for True: who writes `freeze=1` may have meant something else.
+    """
+    if not any(type(value) is type(one) and value == one for one in accepted):
         listed = ", ".join(repr(one) for one in accepted)
         msg = f"{name}={value!r} is not accepted: choose one of {listed}"
+        raise UsageError(msg)
+
+
+def expect(name: str, value: object, kind: type | tuple[type, ...], wanted: str, least: int | None = None) -> None:
+    """Raise a `UsageError` unless the option's value is None or of the kind.
+
+    Args:
+        name: of the option.
+        value: what the user gave.
+        kind: accepted types; a bool is no int.
+        wanted: the kind in words, for the message: `a number from 1 on`.
+        least: the smallest accepted number.
+    """
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if value is not None and not (fits and (least is None or value >= least)):  # type: ignore[operator]
+        msg = f"{name}={value!r} is not accepted: give {wanted}, or None"
         raise UsageError(msg)

@@ -19,7 +19,7 @@ import torch
 import torch._dynamo as dynamo
 
 from pytest_torchexport.backends import torch_warnings
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, choose
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, choose, expect
 from pytest_torchexport.backends.dynamo_log import DynamoLog
 from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.outcome import NotChecked
@@ -63,20 +63,29 @@ class Compile(Backend):
         choose("mode", self.mode, MODES)
         choose("dynamic", self.dynamic, (None, True, False))
         choose("fullgraph", self.fullgraph, (True, False))
-        choose("backend", self.backend, tuple(dynamo.list_backends(exclude_tags=())))
+        backend: object = self.backend
+        if not isinstance(backend, str):
+            msg = f"backend={backend!r} is not accepted: give the name of a Dynamo backend, such as 'inductor'"
+            raise UsageError(msg)
         if self.mode is not None and self.options is not None:
             msg = f"mode={self.mode!r} and options exclude each other: a mode is a name for a set of options"
             raise UsageError(msg)
         if self.mode not in (None, "default") and self.backend != "inductor":
             msg = f"mode={self.mode!r} belongs to backend='inductor', not to backend={self.backend!r}: leave one out"
             raise UsageError(msg)
-        if self.recompile_limit is not None and self.recompile_limit < 1:
-            msg = f"recompile_limit={self.recompile_limit!r} is not accepted: give a number from 1 on, or None"
-            raise UsageError(msg)
+        expect("options", self.options, Mapping, "a dict of the compiler's settings by name")
+        expect("recompile_limit", self.recompile_limit, int, "a number from 1 on", least=1)
 
     def unavailable(self, device: torch.device) -> str | None:
-        """A missing C++ compiler: inductor generates C++ on the CPU, and its launchers elsewhere."""
+        """A missing C++ compiler: inductor generates C++ on the CPU, and its launchers elsewhere.
+
+        Raises:
+            UsageError: there is no such Dynamo backend. It is said here, because to list them imports all compilers,
+                which is too much for the collection of tests.
+        """
         del device
+        if self.backend not in ("inductor", "aot_eager", "eager"):
+            choose("backend", self.backend, tuple(dynamo.list_backends(exclude_tags=())))
         return missing_compiler() if self.backend == "inductor" else None
 
     def export(self, request: ExportRequest) -> Exported:

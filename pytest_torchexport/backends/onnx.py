@@ -5,34 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from pytest_torchexport.backends import torch_warnings
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion, choose, expect
 from pytest_torchexport.backends.convention import grouped_shapes
 from pytest_torchexport.backends.onnx_session import Interface, OnnxProgram, leaves, unavailable
 from pytest_torchexport.errors import ExportRefused
-from pytest_torchexport.outcome import Cause, NotChecked
+from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject.call import as_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# Where the exporter's own deprecated calls come from; `copyreg` is where its deep copies do.
-_EXPORTER = r"(torch\.(onnx|export|_export|fx|utils\._pytree)|onnxscript|onnx_ir|onnx|copyreg)(\.|$)"
-
 _LOGGERS = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
-
-# How torch.export's warnings about the program start, and what they mean for it.
-_WARNINGS = (
-    (r"The tensor attributes? self\.", Cause.LOST_STATE),
-    (r"While compiling, we found certain side effects", Cause.LOST_STATE),
-)
 
 
 @dataclass
@@ -68,6 +59,14 @@ class Onnx(Backend):
     external_data: bool = True
     provider: str | None = None
 
+    def __post_init__(self) -> None:
+        expect("opset", self.opset, int, "the number of an opset", least=1)
+        choose("optimize", self.optimize, (True, False))
+        table = self.custom_translation_table
+        expect("custom_translation_table", table, Mapping, "a dict of ONNX Script functions by torch operator")
+        choose("external_data", self.external_data, (True, False))
+        expect("provider", self.provider, str, "the name of an execution provider")
+
     @property
     def id(self) -> str:
         """The name with the changed options; a translation table by the names of its operators."""
@@ -88,7 +87,7 @@ class Onnx(Backend):
         # Without keyword arguments the exporter takes a dict in the last place for them.
         args = (*call.args, {}) if not call.kwargs and call.args and isinstance(call.args[-1], dict) else call.args
         table = None if self.custom_translation_table is None else dict(self.custom_translation_table)
-        with torch_warnings.noted(_WARNINGS) as suspicions, _quiet() as messages:
+        with torch_warnings.noted() as suspicions, _quiet() as messages:
             try:
                 program = torch.onnx.export(
                     as_module(request.model),
@@ -112,7 +111,7 @@ class Onnx(Backend):
     def save(self, program: _Program, directory: Path) -> Path | None:
         """Write `model.onnx`, the weights beside it, and the table of its inputs."""
         path = directory / "model.onnx"
-        with _quiet() as messages:
+        with torch_warnings.shown(), _quiet() as messages:
             program.onnx.save(path, external_data=self.external_data)
         program.interface.write(path)
         program.messages += messages
@@ -137,7 +136,7 @@ class Onnx(Backend):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Keep what the exporter logs, and silence what it deprecates in itself.
+    """Keep what the exporter logs.
 
     Yields:
         A list that fills with the messages, each once.
@@ -157,14 +156,7 @@ def _quiet() -> Iterator[list[str]]:
         # torch gives its loggers handlers of their own, which print.
         logger.handlers, logger.propagate = [Keep(logging.WARNING)], False
     try:
-        with warnings.catch_warnings():
-            # The module is compared in the mode in which the user hands it over, so this is no news.
-            warnings.filterwarnings("ignore", "Exporting a model while it is in training mode", UserWarning)
-            # How the exporter calls an axis of two inputs that share a Dim does not change what it exports.
-            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
-            for category in (DeprecationWarning, FutureWarning):
-                warnings.filterwarnings("ignore", category=category, module=_EXPORTER)
-            yield messages
+        yield messages
     finally:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate

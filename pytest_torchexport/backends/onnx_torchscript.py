@@ -13,8 +13,7 @@ import torch
 from torch.export import Dim
 from torch.onnx import TrainingMode
 
-from pytest_torchexport.backends import torch_warnings
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion, choose, expect
 from pytest_torchexport.backends.onnx_session import Interface, Leaf, OnnxProgram, unavailable
 from pytest_torchexport.backends.tracer_warnings import capture
 from pytest_torchexport.subject import containers
@@ -71,6 +70,12 @@ class OnnxTorchScript(Backend):
     custom_opsets: Mapping[str, int] | None = field(default=None, hash=False)
     provider: str | None = None
 
+    def __post_init__(self) -> None:
+        expect("opset", self.opset, int, "the number of an opset", least=1)
+        choose("do_constant_folding", self.do_constant_folding, (True, False))
+        expect("custom_opsets", self.custom_opsets, Mapping, "a dict of versions by operator domain")
+        expect("provider", self.provider, str, "the name of an execution provider")
+
     def unavailable(self, device: torch.device) -> str | None:
         """Say which package or execution provider is missing."""
         return unavailable(device, self.provider, ("onnx",))
@@ -87,7 +92,7 @@ class OnnxTorchScript(Backend):
         sequences = [key for key, value in named.items() if _is_sequence(model, value)]
         inputs = _name(_inputs(named, sequences, request.dynamic_shapes or {}))
         path = request.directory / "model.onnx"
-        with torch_warnings.shown(), _silent(), capture() as suspicions:
+        with _silent(), capture() as suspicions:
             torch.onnx.export(
                 model,
                 tuple(named.values()),

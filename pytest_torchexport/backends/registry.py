@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pytest_torchexport.errors import UsageError
 
 if TYPE_CHECKING:
-    import dataclasses
-
     from pytest_torchexport.backends.base import Backend
 
 ENTRY_POINT_GROUP = "pytest_torchexport.backends"
@@ -119,8 +117,9 @@ def make_backend(spec: str | Backend) -> Backend:
         raise UsageError(msg)
     name, texts = split_spec(spec)
     cls = backend_class(name)
-    fields: dict[str, dataclasses.Field[Any]] = getattr(cls, "__dataclass_fields__", {})
-    options = [option.name for option in fields.values() if option.init]
+    from pytest_torchexport.backends.base import options_of  # noqa: PLC0415 - pytest loads this module at each start
+
+    options = [option.name for option in options_of(cls)]
     for key in texts:
         if key not in options:
             raise UsageError(unknown(f"option of backend {name!r}", key, options))

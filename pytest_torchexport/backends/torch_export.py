@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,23 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from pytest_torchexport.backends import torch_warnings
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Suspicion, choose
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Suspicion, choose, expect, overwrite
 from pytest_torchexport.backends.compile import missing_compiler
 from pytest_torchexport.backends.convention import Convention, grouped_shapes
 from pytest_torchexport.backends.sharing import by_name, share_parameters
-from pytest_torchexport.outcome import Cause, NotChecked
+from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject.call import FunctionModule, as_module
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch.export import ExportedProgram
-
-_WARNINGS = (
-    (r"The tensor attributes? self\.", Cause.LOST_STATE),
-    (r"While compiling, we found certain side effects", Cause.LOST_STATE),
-)
-"""How torch.export's warnings about the program start, and what they mean for it."""
 
 
 @dataclass
@@ -94,7 +87,7 @@ def capture(request: ExportRequest, **options: Any) -> Captured:
     """
     model, example = request.model, request.example
     shapes = request.dynamic_shapes
-    with torch_warnings.noted(_WARNINGS) as suspicions:
+    with torch_warnings.noted() as suspicions:
         program = torch.export.export(
             as_module(model),
             example.args,
@@ -117,7 +110,12 @@ _SYMBOLS = ("SymIntArgument", "SymFloatArgument", "SymBoolArgument")
 
 
 class ExportedModule(Exported):
-    """A program that torch.export loaded, as a module."""
+    """A program that torch.export loaded, as a module.
+
+    It holds as constants the tensors that are no buffers, and it may write to them. Those that are attributes of the
+    user's modules belong to its state, the others (tensors in lists, in closures, of the user's Python module) have
+    names of their own and are put back by `reset`.
+    """
 
     def __init__(self, module: torch.nn.Module, captured: Captured, request: ExportRequest) -> None:
         super().__init__()
@@ -128,7 +126,13 @@ class ExportedModule(Exported):
         self.details = captured.details
         original = as_module(request.model)
         share_parameters(module, original)
-        self._state = dict(module.named_buffers()) | _mutable_constants(module, original)
+        self._state = dict(module.named_buffers())
+        self._hidden: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for name, tensor in _constants(module):
+            if _attribute(original, name) is not None:
+                self._state[name] = tensor
+            else:
+                self._hidden.append((tensor, tensor.detach().clone()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program; `ConventionError` for a value that the export fixed."""
@@ -138,6 +142,11 @@ class ExportedModule(Exported):
     def read_state(self) -> dict[str, Any]:
         """The buffers, and tensor attributes of the user's modules that the program keeps as constants."""
         return dict(by_name(self._state, self._prefix))
+
+    def reset(self) -> None:
+        """Put back the constants that the state does not name."""
+        for tensor, before in self._hidden:
+            overwrite(tensor, before)
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The program's parameters."""
@@ -150,15 +159,14 @@ def wrapper_prefix(request: ExportRequest) -> str:
     return "owner" if isinstance(module, FunctionModule) and hasattr(module, "owner") else ""
 
 
-def _mutable_constants(module: torch.nn.Module, original: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Plain tensor attributes of the user's modules: torch.export holds them as constants, and may write to them."""
-    found: dict[str, torch.Tensor] = {}
-    for prefix, part in module.named_modules():
-        for name, value in vars(part).items():
-            path = f"{prefix}.{name}" if prefix else name
-            if isinstance(value, torch.Tensor) and _attribute(original, path) is not None:
-                found[path] = value
-    return found
+def _constants(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that a program holds beside its parameters and buffers, by their names in it."""
+    return [
+        (f"{prefix}.{name}" if prefix else name, value)
+        for prefix, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, torch.Tensor)
+    ]
 
 
 def _attribute(module: torch.nn.Module, path: str) -> Any:
@@ -185,6 +193,7 @@ class Aoti(Backend):
 
     def __post_init__(self) -> None:
         choose("strict", self.strict, (True, False))
+        expect("inductor_configs", self.inductor_configs, Mapping, "a dict of inductor's settings by name")
 
     def unavailable(self, device: torch.device) -> str | None:
         """A missing C++ compiler."""
@@ -231,9 +240,10 @@ class AotiPackage(Exported):
         self._prefix = wrapper_prefix(request)
         self.suspicions = captured.suspicions
         self.details = captured.details
+        self._path = path
         index = request.device.index if request.device.type != "cpu" and request.device.index is not None else -1
-        with torch_warnings.shown():
-            self._program: Any = torch._inductor.aoti_load_package(str(path), device_index=index)
+        self._index = index
+        self._program: Any = self._load()
         self._state: dict[str, torch.Tensor] | None = {}
         parameters = {name for name, _ in as_module(request.model).named_parameters(remove_duplicate=False)}
         names = [name for name in self._program.get_constant_fqns() if name not in parameters]
@@ -249,6 +259,16 @@ class AotiPackage(Exported):
         """The buffers that the library has."""
         return None if self._state is None else dict(by_name(self._state, self._prefix))
 
+    def reset(self) -> None:
+        """Load the library anew if its state cannot be put back."""
+        if self._state is None:
+            self._program = None
+            self._program = self._load()
+
+    def _load(self) -> Any:
+        with torch_warnings.shown():
+            return torch._inductor.aoti_load_package(str(self._path), device_index=self._index)
+
     def close(self) -> None:
         """Unload the library, and only then the tensors that it uses."""
         self._program = None
@@ -256,8 +276,7 @@ class AotiPackage(Exported):
 
     def _take_over(self, names: list[str], path: Path, request: ExportRequest) -> None:
         try:
-            packaged = packaged_constants(path, request.device)
-            self._state = {name: packaged[name].clone() for name in names}
+            self._state = packaged_constants(path, request.device, names)
         except Exception as error:  # noqa: BLE001 a private interface of torch: whatever it raises, it cannot be read
             self._state = None
             first = str(error).strip().split("\n", 1)[0]
@@ -266,12 +285,13 @@ class AotiPackage(Exported):
         self._program.load_constants(self._state, check_full_update=False, user_managed=True)
 
 
-def packaged_constants(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    """The weights and buffers inside an AOTInductor package, by qualified name, as the library itself holds them.
+def packaged_constants(path: Path, device: torch.device, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Copies of weights and buffers inside an AOTInductor package, as the library itself holds them.
 
     Args:
         path: the package.
         device: the device that it was compiled for.
+        names: qualified names of those that are wanted.
     """
     container = getattr(torch._C._aoti, f"AOTIModelContainerRunner{device.type.capitalize()}")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, zipfile.ZipFile(path) as package:
@@ -281,4 +301,5 @@ def packaged_constants(path: Path, device: torch.device) -> dict[str, torch.Tens
         active = False  # not the second buffer, which is for updates of a running model
         # The tensors are views of the runner's memory: it has to live until they are cloned.
         runner = container(str(library), 1, *options)
-        return {name: tensor.clone() for name, tensor in runner.extract_constants_map(active).items()}
+        held = runner.extract_constants_map(active)
+        return {name: held[name].clone() for name in names}

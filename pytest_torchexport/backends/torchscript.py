@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion, choose
 from pytest_torchexport.backends.convention import Convention
 from pytest_torchexport.backends.sharing import share_parameters
 from pytest_torchexport.backends.tracer_warnings import capture
@@ -71,11 +71,21 @@ def _traceable(value: Any) -> bool:
 
 
 class _ScriptExported(Exported):
-    """A loaded TorchScript program."""
+    """A loaded TorchScript program.
 
-    def __init__(self, loaded: Any, program: _Program) -> None:
+    A trace holds as constants the tensors that are no buffers, and it may write to them. They have no name by which
+    they could be given to the engine, so a program that has changed one is loaded anew.
+
+    Args:
+        load: reads the program back.
+        program: what was saved.
+    """
+
+    def __init__(self, load: Callable[[], Any], program: _Program) -> None:
         super().__init__()
-        self._loaded = loaded
+        self._load = load
+        self._loaded = load()
+        self._constants = _constants(self._loaded)
         self._call = program.call
         self._prefix = f"{program.owner}." if program.owner else ""
         self.suspicions = program.suspicions
@@ -97,10 +107,23 @@ class _ScriptExported(Exported):
         if isinstance(self._loaded, torch.jit.ScriptModule):
             write_script_attributes(self._loaded, {self._prefix + name: value for name, value in state.items()})
 
+    def reset(self) -> None:
+        if any(tensor._version != version for tensor, version in self._constants):
+            self._loaded = self._load()
+            self._constants = _constants(self._loaded)
+
     def parameters(self) -> dict[str, torch.Tensor] | None:
         if not isinstance(self._loaded, torch.nn.Module):
             return {}
         return {name.removeprefix(self._prefix): p for name, p in self._loaded.named_parameters()}
+
+
+def _constants(loaded: Any) -> list[tuple[torch.Tensor, int]]:
+    """The tensors that a program holds as constants, each with the number of writes to it so far."""
+    graph = getattr(loaded, "inlined_graph", None)
+    nodes = [] if graph is None else graph.findAllNodes("prim::Constant")
+    tensors = [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]
+    return [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
 
 
 @dataclass(frozen=True)
@@ -118,6 +141,10 @@ class _TorchScript(Backend):
     freeze: bool = False
     optimize_for_inference: bool = False
 
+    def __post_init__(self) -> None:
+        choose("freeze", self.freeze, (True, False))
+        choose("optimize_for_inference", self.optimize_for_inference, (True, False))
+
     def save(self, program: _Program, directory: Path) -> Path | None:
         """Write `model.pt` with `torch.jit.save`."""
         path = directory / "model.pt"
@@ -128,13 +155,17 @@ class _TorchScript(Backend):
 
     def load(self, program: _Program, path: Path | None, request: ExportRequest) -> Exported:
         """Read `model.pt` back; its parameters become views of the model's own where they have the same bits."""
-        with capture():
-            loaded = torch.jit.load(str(path), map_location=request.device)  # type: ignore[no-untyped-call]
-            if self.optimize_for_inference:
-                # Its operators cannot be serialised: what is saved is frozen, and optimised where it is loaded.
-                loaded = torch.jit.optimize_for_inference(loaded)
-        if isinstance(request.model, torch.nn.Module) and isinstance(loaded, torch.nn.Module):
-            share_parameters(loaded, request.model, prefix=program.owner)
+
+        def loaded() -> Any:
+            with capture():
+                read: Any = torch.jit.load(str(path), map_location=request.device)  # type: ignore[no-untyped-call]
+                if self.optimize_for_inference:
+                    # Its operators cannot be serialised: what is saved is frozen, and optimised where it is loaded.
+                    read = torch.jit.optimize_for_inference(read)
+            if isinstance(request.model, torch.nn.Module) and isinstance(read, torch.nn.Module):
+                share_parameters(read, request.model, prefix=program.owner)
+            return read
+
         return _ScriptExported(loaded, program)
 
     def _finish(self, scripted: Any) -> Any:
@@ -155,10 +186,14 @@ class Trace(_TorchScript):
 
     strict: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("strict", self.strict, (True, False))
+
     def export(self, request: ExportRequest) -> _Program:
         """Trace the model on the example; what is no tensor in the call becomes a constant of the trace."""
         call = request.example
-        with capture() as suspicions, torch.set_grad_enabled(request.grad):
+        with capture() as suspicions:
             program = self._trace(_nameable(request.model), call)
             program.scripted = self._finish(program.scripted)
         program.suspicions = suspicions

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.jit._trace import TracerWarning
 
+from pytest_torchexport.backends import torch_warnings
 from pytest_torchexport.backends.base import Suspicion
 from pytest_torchexport.outcome import Cause, Location
 
@@ -52,12 +53,6 @@ _ADVICE = (
     r" (We can't record the data flow|Consider using|Recommended usage|You can safely ignore|\(Triggered internally)"
 )
 
-_DEPRECATIONS = (
-    r"`torch\.jit\.\w+` is (deprecated|not supported in Python)",
-    r"You are using the legacy TorchScript-based ONNX export",
-    r"The feature will be removed\. Please remove usage of this function",
-)
-
 
 def classify(warning: warnings.WarningMessage) -> Suspicion | None:
     """What a recorded warning says about the traced program.
@@ -84,36 +79,24 @@ def classify(warning: warnings.WarningMessage) -> Suspicion | None:
 
 @contextlib.contextmanager
 def capture() -> Iterator[list[Suspicion]]:
-    """Keep what the tracer warns about in the block, and silence that TorchScript is deprecated.
-
-    Every other warning meets the caller's own filters: one that they turn into an error is raised at its place,
-    one that they let through is shown after the block.
+    """Keep what the tracer warns about in the block; other warnings are shown after it, and none is raised.
 
     Yields:
         A list that holds the suspicions once the block has ended, also if it ended with an exception; each once.
     """
     suspicions: list[Suspicion] = []
-    others: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as log:
-            for deprecation in _DEPRECATIONS:
-                warnings.filterwarnings("ignore", deprecation, DeprecationWarning)
-            for pattern, _ in _EXPORTER_CAUSES:
-                warnings.filterwarnings("always", pattern)
-            warnings.filterwarnings("always", category=TracerWarning)
-            try:
-                yield suspicions
-            finally:
-                for warning in log:
-                    suspicion = classify(warning)
-                    if suspicion is None and not issubclass(warning.category, TracerWarning):
-                        others.append(warning)
-                    elif suspicion is not None and suspicion not in suspicions:
-                        suspicions.append(suspicion)
-    finally:
-        # They have passed the filters already, so they are shown and not warned of a second time.
-        for other in others:
-            warnings.showwarning(other.message, other.category, other.filename, other.lineno)
+
+    def note(warning: warnings.WarningMessage) -> bool:
+        suspicion = classify(warning)
+        if suspicion is not None and suspicion not in suspicions:
+            suspicions.append(suspicion)
+        return suspicion is not None or issubclass(warning.category, TracerWarning)
+
+    with torch_warnings.recorded(note):
+        for pattern, _ in _EXPORTER_CAUSES:
+            warnings.filterwarnings("always", pattern)
+        warnings.filterwarnings("always", category=TracerWarning)
+        yield suspicions
 
 
 def _first_match(table: tuple[tuple[str, Cause], ...], text: str) -> Cause | None:
