@@ -121,7 +121,7 @@ FAULTS = (
 )
 """The ways to be wrong that a backend's program must not hide."""
 
-_RIGHT = (Scorer, Average, InPlace)
+_RIGHT: tuple[type[nn.Module], ...] = (Scorer, Average, InPlace)
 
 
 class Planted(Backend):

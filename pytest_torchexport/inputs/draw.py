@@ -1,4 +1,4 @@
-"""The stream of inputs for one check: special draws and random ones in turns, all from one seed.
+"""The stream of inputs for one check: special draws and random ones by turns, all from one seed.
 
 Values are drawn on the CPU from generators of their own and moved to the example's device, so that the same seed
 gives the same values on every device, and torch's global random state is neither read nor changed.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from pytest_torchexport.inputs.values import Want, dense_shape, like
 from pytest_torchexport.inputs.variables import Variable, Variables, digest
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, rebind
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 _GIVE_UP = 100
 """Random draws in a row that only repeat earlier inputs: then everything has been drawn."""
@@ -57,9 +60,15 @@ def generate(
     Raises:
         UsageError: a declared domain does not fit the example.
     """
-    drawer = _Drawer(model, example, declared, dynamic_shapes, seed, calls)
-    drawer.check_functions()
+    with _on_cpu():
+        drawer = _Drawer(model, example, declared, dynamic_shapes, seed, calls)
+        drawer.check_functions()
     return drawer.stream()
+
+
+def _on_cpu() -> AbstractContextManager[object]:
+    """What is made without a device is made on the CPU, as the generators are, whatever the user's default device."""
+    return torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -105,18 +114,25 @@ class _Drawer:
     # --- the stream ---------------------------------------------------------------------------------------------
 
     def stream(self) -> Iterator[tuple[Call, ...]]:
-        """Special and random inputs in turns, then random ones."""
-        first, seen = self._sequence([_Plan("the example, again")] * self.calls, ())
+        """Rounds of special inputs, one of each kind, and a random one; then random ones."""
+        with _on_cpu():
+            first, seen = self._sequence([_Plan("the example, again")] * self.calls, ())
         self.seen.add(seen)
         if self.calls > 1:
             yield first
-        specials = self._specials()
+        sources = [self._particular_values(), self._particular_sizes(), self._particular_arguments()]
         misses = 0
         for index in count():
-            special = next(specials, None)
-            found = [self._new(plan, (index, plan.kind)) for plan in (special, self._random_plan(index)) if plan]
-            yield from filter(None, found)
-            misses = 0 if special or any(found) else misses + 1
+            with _on_cpu():
+                specials = [plan for source in sources if (plan := next(source, None))]
+                random = self._random_plan(index)
+            misses = 0 if specials else misses + 1
+            for number, plan in enumerate([*specials, random] if random else specials):
+                with _on_cpu():
+                    made = self._new(plan, (index, number, plan.kind))
+                if made is not None:
+                    misses = 0
+                    yield made
             if misses > _GIVE_UP:
                 return
 
@@ -179,16 +195,6 @@ class _Drawer:
         return like(example, numbers, shape), digest(numbers)
 
     # --- plans --------------------------------------------------------------------------------------------------
-
-    def _specials(self) -> Iterator[_Plan]:
-        """Particular values, particular sizes, and arguments that are None or flipped, by turns."""
-        waiting = [self._particular_values(), self._particular_sizes(), self._particular_arguments()]
-        while waiting:
-            for source in list(waiting):
-                if (plan := next(source, None)) is None:
-                    waiting.remove(source)
-                else:
-                    yield plan
 
     def _particular_values(self) -> Iterator[_Plan]:
         lists = {

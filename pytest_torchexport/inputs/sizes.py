@@ -35,19 +35,22 @@ class Symbol:
     high: int
     tied: str
 
-    def candidates(self) -> list[int]:
-        """Sizes with something particular about them, the most telling first."""
+    def particular(self) -> list[int | None]:
+        """Sizes with something particular about them, the most telling first: the same kinds for every symbol.
+
+        None where it has no size of the kind: it would lie outside the bounds, or it is the example's own.
+        """
         example = self.example
         prime = next(n for n in range(example + 2, 4 * example + 8) if _is_prime(n))
-        wanted = [self.low, example + 1, self.high, prime, 2, 2 * example, example - 1, example // 2, 3]
-        return list(dict.fromkeys(n for n in wanted if self.low <= n <= self.high and n != example))
+        wanted = [self.low, self.high, example + 1, prime, 2, 2 * example, example - 1, example // 2, 3]
+        return [n if self.low <= n <= self.high and n != example else None for n in wanted]
 
     def draw(self, want: Want) -> int:
         """A size: the example's, one near it, a multiple of its largest power of two, or a candidate."""
         way = want.below(8)
         if way == 0:
             return self.example
-        if way == 1 and (special := self.candidates()):
+        if way == 1 and (special := sorted({size for size in self.particular() if size is not None})):
             return special[want.below(len(special))]
         grain = self.example & -self.example if self.example else 1
         if way <= 4 and grain >= 4:  # strided layers take only multiples
@@ -152,19 +155,34 @@ class Sizes:
         return drawn
 
     def specials(self) -> Iterator[tuple[str, dict[str, int]]]:
-        """Particular sizes: of all symbols together, then of one at a time."""
+        """Particular sizes: of all symbols together, then of one at a time.
+
+        Where all together would make a tensor too large, one at a time comes at once, so that each reaches its bound.
+        """
+        seen = [{name: symbol.example for name, symbol in self.symbols.items()}]
+        for drawn in self._particular():
+            if drawn not in seen:
+                seen.append(drawn)
+                yield self.label(drawn), drawn
+
+    def _particular(self) -> Iterator[dict[str, int]]:
         example = {name: symbol.example for name, symbol in self.symbols.items()}
-        lists = {name: symbol.candidates() for name, symbol in self.symbols.items()}
-        lists = {name: candidates for name, candidates in lists.items() if candidates}
-        for turn in range(max(map(len, lists.values()), default=0)):
-            drawn = example | {name: found[turn] for name, found in lists.items() if turn < len(found)}
-            yield self._with_label(self._shrunk(drawn))
-        if len({symbol.tied for symbol in self.symbols.values()}) > 1:
-            for name, found in lists.items():
-                for size in found[:3]:
-                    group = self.symbols[name].tied
-                    together = {other: size for other, symbol in self.symbols.items() if symbol.tied == group}
-                    yield self._with_label(self._shrunk(example | together))
+        kinds = [
+            {name: size for name, size in zip(self.symbols, sizes, strict=True) if size is not None}
+            for sizes in zip(*(symbol.particular() for symbol in self.symbols.values()), strict=True)
+        ]
+        for together in kinds:
+            fits = not self._too_large(example | together)
+            for sizes in [together] if fits else self._alone(together):
+                yield self._shrunk(example | sizes)
+        for together in kinds[:3]:
+            for sizes in self._alone(together):
+                yield self._shrunk(example | sizes)
+
+    def _alone(self, sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+        """The sizes of one group of tied symbols at a time."""
+        for group in dict.fromkeys(self.symbols[name].tied for name in sizes):
+            yield {name: size for name, size in sizes.items() if self.symbols[name].tied == group}
 
     def random(self, want: Want) -> dict[str, int]:
         """Sizes at random; tied ones are mostly equal."""
@@ -184,9 +202,6 @@ class Sizes:
             if name in self.symbols and value != self.symbols[name].example:
                 said.setdefault((self.symbols[name].tied, value), f"{name} = {value}")
         return ", ".join(said.values())
-
-    def _with_label(self, drawn: dict[str, int]) -> tuple[str, dict[str, int]]:
-        return self.label(drawn), drawn
 
 
 def _bounds(place: Varying, leaf: Any) -> tuple[int, int | None, int] | None:

@@ -91,7 +91,12 @@ def like(example: torch.Tensor, numbers: torch.Tensor, shape: tuple[int, ...]) -
     if example.layout is torch.sparse_coo:
         stored = example.detach().coalesce()
         made = torch.sparse_coo_tensor(
-            stored.indices(), numbers, stored.shape, check_invariants=False, is_coalesced=True
+            stored.indices(),
+            numbers,
+            stored.shape,
+            device=example.device,
+            check_invariants=False,
+            is_coalesced=True,
         )
     elif example.layout in _COMPRESSED:
         made = example.detach().clone()

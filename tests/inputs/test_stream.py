@@ -318,3 +318,25 @@ def test_sizes_vary_with_the_values() -> None:
     assert {"special", "random"} == {call.kind for call in made}
     assert len({call.args[0].shape for call in made}) > 3
     assert any("b = 1" in call.label for call in made)
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name != "overlapping"])
+def test_the_default_device_of_the_user_changes_nothing(name: Any) -> None:
+    def model(x: Any, flag: bool, ids: Any) -> Any:
+        return x
+
+    spec = {"x": None, "flag": None, "ids": {0: Dim("n", max=9)}}
+    example = Call((ODD[name], True, torch.tensor([3, 0, 7])))
+    shapes = normalise(model, example, spec)
+    declared = {"ids": lambda generator: torch.randint(8, (3,), generator=generator)} if name == "half" else None
+
+    def drawn() -> Any:
+        made = [calls[0] for calls in islice(generate(model, example, declared, shapes, seed=0), 20)]
+        return fingerprints(made), [str(call.args[0].device) for call in made]
+
+    expected = drawn()
+    torch.set_default_device("meta")  # where nothing can be computed, whatever is made there is noticed
+    try:
+        assert drawn() == expected
+    finally:
+        torch.set_default_device(None)
