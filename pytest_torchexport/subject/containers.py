@@ -78,18 +78,29 @@ def tensors(value: Any, root: Path = "") -> Iterator[tuple[Path, torch.Tensor]]:
 def rebuild(value: Any, change: Callable[[Any], Any], memo: dict[int, tuple[Any, Any]] | None = None) -> Any:
     """A copy of the containers in which every leaf is `change(leaf)`.
 
-    A container or tensor that stands in two places stands in two places of the copy as well. A container that holds
-    itself ends in a leaf that is the original one.
+    A container or tensor that stands in two places stands in two places of the copy as well, and a list, dict or object
+    that holds itself has a copy that holds itself.
     """
     memo = {} if memo is None else memo
     if id(value) in memo:
         return memo[id(value)][1]
-    # The original is kept beside its copy: a part that was made on the fly must not leave its id to another one.
-    memo[id(value)] = (value, value)
     parts = children(value)
-    made = change(value) if parts is None else _rebuild(value, [rebuild(part, change, memo) for _, part in parts])
+    shell = value if parts is None else _shell(value)
+    # The original is kept beside its copy: a part that was made on the fly must not leave its id to another one.
+    memo[id(value)] = (value, shell)
+    if parts is None:
+        made = change(value)
+    else:
+        made = _rebuild(value, [rebuild(part, change, memo) for _, part in parts], shell)
     memo[id(value)] = (value, made)
     return made
+
+
+def _shell(value: Any) -> Any:
+    """What the copy of a container will be, still empty; the container itself if its copy cannot be made empty."""
+    if type(value) in (list, dict):
+        return type(value)()
+    return objects.blank(value) if _is_record(value) else value
 
 
 def replace(value: Any, at: Mapping[Path, Any], root: Path = "", above: frozenset[int] = frozenset()) -> Any:
@@ -105,7 +116,20 @@ def replace(value: Any, at: Mapping[Path, Any], root: Path = "", above: frozense
     return _rebuild(value, replaced)
 
 
-def _rebuild(value: Any, parts: list[Any]) -> Any:
+def _is_record(value: Any) -> bool:
+    """Whether a container is made of attributes: a dataclass or a plain object that torch's registry does not know."""
+    known = isinstance(value, (Mapping, list, tuple, deque)) or not pytree.tree_is_leaf(value)
+    return not known and objects.has_attributes(value)
+
+
+def _rebuild(value: Any, parts: list[Any], shell: Any = None) -> Any:
+    """The container with other parts; made in the shell where there is one."""
+    if isinstance(shell, list) and shell is not value:
+        shell.extend(parts)
+        return shell
+    if isinstance(shell, dict) and shell is not value:
+        shell.update(zip(value, parts, strict=True))
+        return shell
     if isinstance(value, Mapping) and pytree.tree_is_leaf(value):
         return type(value)(zip(value, parts, strict=True))  # type: ignore[call-arg]
     if not pytree.tree_is_leaf(value):
@@ -116,7 +140,8 @@ def _rebuild(value: Any, parts: list[Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(parts)
     names = [step[1:] for step, _ in children(value) or []]
-    return objects.remake(value, dict(zip(names, parts, strict=True)))
+    copied = objects.blank(value) if shell is None else shell
+    return objects.fill(copied, objects.attributes(value) | dict(zip(names, parts, strict=True)))
 
 
 def clone_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import enum
 import fractions
 import functools
 import hashlib
+import logging
 import pathlib
 import re
 import types
@@ -20,7 +21,8 @@ from pytest_torchexport.subject import objects, walk
 from pytest_torchexport.subject.script_attributes import script_attributes
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, enum.Enum)
-_BY_REPR = (range, slice, type(...), pathlib.PurePath, fractions.Fraction, decimal.Decimal, re.Pattern)
+_NUMBERS = (range, slice, type(...), fractions.Fraction, decimal.Decimal)
+_BY_REPR = (*_NUMBERS, pathlib.PurePath, re.Pattern, logging.Logger)
 _METHODS = (classmethod, staticmethod)
 
 

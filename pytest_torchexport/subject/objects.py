@@ -69,9 +69,14 @@ def has_attributes(value: object) -> bool:
     return isinstance(getattr(value, "__dict__", None), dict) or bool(slots(value))
 
 
-def remake(value: Any, changed: dict[str, Any]) -> Any:
-    """A copy of the object with some attributes changed; neither `__init__` nor a frozen class's guard is called."""
-    copy = object.__new__(type(value))
-    for name, item in (attributes(value) | changed).items():
-        object.__setattr__(copy, name, item)
-    return copy
+def blank(value: object) -> Any:
+    """A new object of the value's class without attributes; `__init__` is not called."""
+    kind = type(value)
+    return kind.__new__(kind) if isinstance(value, types.SimpleNamespace) else object.__new__(kind)
+
+
+def fill(value: Any, given: dict[str, Any]) -> Any:
+    """The object with the attributes set, past the guard of a frozen class."""
+    for name, item in given.items():
+        object.__setattr__(value, name, item)
+    return value

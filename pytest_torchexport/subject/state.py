@@ -17,7 +17,7 @@ from pytest_torchexport.subject.equality import identical
 from pytest_torchexport.subject.fingerprint import fingerprint
 from pytest_torchexport.subject.script_attributes import script_attributes, write_script_attributes
 from pytest_torchexport.subject.undo import undo_tensor, ways_back
-from pytest_torchexport.subject.walk import walk
+from pytest_torchexport.subject.walk import parameters_in, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -52,14 +52,18 @@ class Snapshot:
         self.model = model
         self._undo: list[Callable[[], None]] = []
         self._tensors: dict[int, torch.Tensor] = {}
-        copies: dict[int, torch.Tensor] = {}
         found = list(walk(model))
+        weights = {id(one) for one in parameters_in(found).values()}
+        copies: dict[int, torch.Tensor] = {}
         for _, value in found:
-            if isinstance(value, torch.Tensor):
-                if id(value) not in copies:
-                    copies[id(value)] = self._note_tensor(value)
-            else:
+            if not isinstance(value, torch.Tensor):
                 self._undo += ways_back(value)
+            elif id(value) in weights:
+                self._undo.append(undo_tensor(value, None))
+            elif id(value) not in copies:
+                copies[id(value)] = containers.clone_tensor(value)
+                self._tensors[id(value)] = value
+                self._undo.append(undo_tensor(value, copies[id(value)]))
         self.values = {
             path: copies[id(value)] if isinstance(value, torch.Tensor) else containers.clone(value)
             for path, value in _entries_in(found).items()
@@ -84,16 +88,6 @@ class Snapshot:
         """The live tensors that `restore` writes to: an output which shares memory with one has to be copied."""
         return list(self._tensors.values())
 
-    def _note_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Note how to put a tensor back, and return what stands for its values: a parameter itself, else a copy."""
-        if isinstance(tensor, torch.nn.Parameter):
-            self._undo.append(undo_tensor(tensor, None))
-            return tensor
-        saved = containers.clone_tensor(tensor)
-        self._tensors[id(tensor)] = tensor
-        self._undo.append(undo_tensor(tensor, saved))
-        return saved
-
 
 def _entries(model: object) -> dict[str, Any]:
     """The live leaves of the model's state by name: `bn.running_mean`, `history[0]`, `cache['k']`."""
@@ -104,9 +98,11 @@ _VALUES = (torch.Tensor, np.ndarray, np.generic, *containers.SCALARS)
 
 
 def _entries_in(found: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found = list(found)
+    weights = {id(one) for one in parameters_in(found).values()}
     entries: dict[str, Any] = {}
     for path, value in found:
-        if isinstance(value, _VALUES) and not isinstance(value, torch.nn.Parameter):
+        if isinstance(value, _VALUES) and id(value) not in weights:
             entries.setdefault(path, value)
     return entries
 
@@ -118,11 +114,7 @@ def read(model: object) -> dict[str, Any]:
 
 def parameters(model: object) -> dict[str, torch.nn.Parameter]:
     """The parameters of all modules that a callable leads to, by qualified name; a shared one by its first."""
-    found: dict[int, tuple[str, torch.nn.Parameter]] = {}
-    for path, value in walk(model):
-        if isinstance(value, torch.nn.Parameter):
-            found.setdefault(id(value), (path, value))
-    return dict(found.values())
+    return parameters_in(walk(model))
 
 
 def buffer_names(model: object) -> frozenset[str]:

@@ -17,7 +17,7 @@ import torch
 from pytest_torchexport.subject import containers, objects, script_attributes, source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 MODULE_MACHINERY = frozenset(vars(torch.nn.Module()))
 """Attributes that every module has for torch's own use; of these only hooks lead to something of the user's."""
@@ -52,6 +52,21 @@ def walk(root: object) -> Iterator[tuple[str, Any]]:
                     prefix = _join(path, f".{name}")
                     yield prefix, module
                     pending.extend((_join(prefix, step), part) for step, part in parts(module))
+
+
+def parameters_in(found: Iterable[tuple[str, Any]]) -> dict[str, torch.nn.Parameter]:
+    """The parameters in what a walk found, by name, a shared one by its first.
+
+    A loaded TorchScript module knows its parameters, though their class is that of plain tensors.
+    """
+    found = list(found)
+    modules = [value for _, value in found if isinstance(value, torch.nn.Module)]
+    own = {id(one): one for module in modules for one in module.parameters(recurse=False)}
+    named: dict[int, tuple[str, torch.nn.Parameter]] = {}
+    for path, value in found:
+        if id(value) in own or isinstance(value, torch.nn.Parameter):
+            named.setdefault(id(value), (path, value))
+    return dict(named.values())
 
 
 def _join(path: str, step: str) -> str:
