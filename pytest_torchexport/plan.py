@@ -14,7 +14,7 @@ from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw, shapes
 from pytest_torchexport.subject import containers, devices
 from pytest_torchexport.subject.call import Call, bind, check_callable, describe_type
-from pytest_torchexport.subject.state import fingerprint, identical
+from pytest_torchexport.subject.state import fingerprint, identical, parameters
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend
@@ -39,7 +39,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Policy:
-    """How it is checked: what marker, command line and ini say."""
+    """How it is checked: what marker, command line and ini say. A `torch.device` or `torch.dtype` becomes its name.
+
+    Raises:
+        UsageError: device or dtype is no name.
+    """
 
     backend: str | Backend = "trace"
     device: str = "cpu"
@@ -48,6 +52,25 @@ class Policy:
     n_inputs: int = 10
     seed: int = 0
     grad: bool = False
+
+    def __post_init__(self) -> None:
+        given: dict[str, object] = {"device": self.device, "dtype": self.dtype}
+        if isinstance(self.device, torch.device):
+            given["device"] = str(self.device)
+        elif not isinstance(self.device, str):
+            msg = f"device is {_shown(self.device)}: give a name ({', '.join(devices.KINDS)}, cuda:1) or a torch.device"
+            raise UsageError(msg)
+        if isinstance(self.dtype, torch.dtype):
+            given["dtype"] = str(self.dtype).removeprefix("torch.")
+        elif self.dtype is not None and not isinstance(self.dtype, str):
+            msg = f"dtype is {_shown(self.dtype)}: give one of {', '.join(_DTYPES)}, or None"
+            raise UsageError(msg)
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+
+
+def _shown(value: object) -> str:
+    return "None" if value is None else describe_type(value)
 
 
 @dataclass
@@ -110,10 +133,10 @@ class Plan:
         self.extra_inputs = tuple(call.place(device, self.dtype) for call in self.extra_inputs)
 
     def parameters(self) -> dict[str, torch.Tensor] | None:
-        """The parameters by name where gradients are asked for, else None."""
+        """The parameters of all modules that the model leads to, by name, where gradients are asked for; else None."""
         if not self.grad:
             return None
-        return dict(self.model.named_parameters()) if isinstance(self.model, torch.nn.Module) else {}
+        return dict(parameters(self.model))
 
     def key(self) -> str | None:
         """A digest that two plans share only if eager does the same for both; None if that cannot be known."""
@@ -139,7 +162,7 @@ def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
         UsageError: something is wrong; the message says what, and how to mend it.
     """
     check_callable(subject.model)
-    _check_counts(subject, policy)
+    _check_policy(subject, policy)
     example = _example(subject)
     bind(subject.model, example)
     dynamic = shapes.normalise(subject.model, example, subject.dynamic_shapes)
@@ -153,7 +176,7 @@ def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
         example=example,
         dynamic_shapes=dynamic,
         inputs=subject.inputs,
-        extra_inputs=tuple(_extra(subject, index, one) for index, one in enumerate(subject.extra_inputs)),
+        extra_inputs=tuple(_extra(subject, index, one) for index, one in enumerate(_listed(subject.extra_inputs))),
         assume=subject.assume,
         calls=subject.calls,
         device=torch.device("cpu"),
@@ -164,11 +187,14 @@ def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
     )
 
 
-def _check_counts(subject: Subject, policy: Policy) -> None:
+def _check_policy(subject: Subject, policy: Policy) -> None:
     for name, value, least in (("calls", subject.calls, 1), ("n_inputs", policy.n_inputs, 0), ("seed", policy.seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             msg = f"{name}={value!r}: give a whole number of at least {least}"
             raise UsageError(msg)
+    if not isinstance(policy.grad, bool):
+        msg = f"grad={policy.grad!r}: give True or False"
+        raise UsageError(msg)
     if policy.tolerance is not None and not isinstance(policy.tolerance, Tolerance):
         msg = f"tolerance is {describe_type(policy.tolerance)}: give Tolerance(rtol=..., atol=...)"
         raise UsageError(msg)
@@ -194,6 +220,17 @@ def _example(subject: Subject) -> Call:
         msg = f"kwargs is {describe_type(kwargs)}: pass the keyword arguments as a dict, kwargs={{'mask': mask}}"
         raise UsageError(msg)
     return Call(tuple(args), dict(kwargs))
+
+
+def _listed(extra_inputs: Any) -> Sequence[Any]:
+    """The further calls; not a tensor, which would be taken apart into its rows, nor a single call."""
+    if isinstance(extra_inputs, (list, tuple)):
+        return extra_inputs
+    msg = (
+        f"extra_inputs is {_shown(extra_inputs)}: give a list of calls, each a tuple of positional arguments, a dict "
+        "of keyword arguments, or a pair (args, kwargs): extra_inputs=[(x,), {'x': y}]"
+    )
+    raise UsageError(msg)
 
 
 def _extra(subject: Subject, index: int, given: Any) -> Call:

@@ -25,6 +25,7 @@ from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, name_of
+from pytest_torchexport.subject.state import parameters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,9 +206,8 @@ class Compiled(Exported):
         return True
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """The parameters of the user's module."""
-        owner = getattr(self._model, "__self__", self._model)
-        return dict(owner.named_parameters()) if isinstance(owner, torch.nn.Module) else {}
+        """The parameters of the user's own modules."""
+        return dict(parameters(self._model))
 
     def close(self) -> None:
         """Drop the compiled code: it hangs on the code objects of the user's functions, not on this object."""

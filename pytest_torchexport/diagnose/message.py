@@ -86,10 +86,23 @@ def refused(head: str, location: Location | None, detail: str) -> str:
 
 
 def first_sentence(text: str, limit: int = 200) -> str:
-    """The first line up to its first full stop, cut where it is too long for a headline."""
-    line = text.strip().split("\n", 1)[0]
-    sentence = re.split(r"(?<=[.:])\s", line, maxsplit=1)[0]
-    return sentence if len(sentence) <= limit else sentence[: limit - 1] + "…"
+    """The text's first sentence in one line, cut where it is too long for a headline.
+
+    It ends at a full stop, or at the end of a line that ends in a colon (what follows is a list); not inside brackets,
+    where an exporter shows a value or an aside.
+    """
+    stripped = text.strip()
+    ends = (found.end() for found in _SENTENCE_END.finditer(stripped) if _is_closed(stripped[: found.end()]))
+    sentence = " ".join(stripped[: next(ends, None)].split())
+    return sentence if len(sentence) <= limit else sentence[: limit - 1].rsplit(" ", 1)[0] + "…"
+
+
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[^\sa-z])|:(?=\s*\n)")
+
+
+def _is_closed(text: str) -> bool:
+    """Whether every bracket is closed again. Quotes do not count: an apostrophe opens nothing."""
+    return all(text.count(left) <= text.count(right) for left, right in ("()", "[]", "{}"))
 
 
 def _quote(location: Location) -> list[str]:

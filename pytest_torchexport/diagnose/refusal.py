@@ -102,7 +102,8 @@ _KNOWN = (
     ),
     _Known(
         r"Dictionary inputs to traced functions must have consistent type|Tracer cannot infer type of",
-        way_out="Return tensors of one kind in a dict or list, or use the script backend.",
+        "the dicts and lists that go in or come out hold values of several types, and jit.trace allows one",
+        "Put tensors of one kind into a dict or list, or use the script backend.",
     ),
     _Known(
         r"\.numpy\(\) is not supported for tensor subclasses|call .*numpy.* on a (Fake|Functional)Tensor",

@@ -143,6 +143,8 @@ def name_of(model: object) -> str:
         return name_of(model.func)
     if isinstance(model, torch.nn.Module):
         return getattr(model, "original_name", None) or type(model).__name__
+    if inspect.isbuiltin(model):  # torch.sin's qualified name is that of a private class
+        return model.__name__
     return getattr(model, "__qualname__", None) or getattr(model, "name", None) or type(model).__name__
 
 

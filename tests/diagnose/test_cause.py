@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from pytest_torchexport.backends.base import Suspicion
+from pytest_torchexport.diagnose.cause import Finding, attribute
+from pytest_torchexport.outcome import Cause, Leaf, Location
+
+HERE = Location("cell.py", 12, "if x.sum() > 0:")
+BRANCH = Suspicion(Cause.BAKED_BRANCH, "a branch", HERE)
+SHAPE = Suspicion(Cause.BAKED_SHAPE, "a size", Location("cell.py", 3, ""))
+
+
+def differs(path: str = "output", cause: Cause = Cause.NUMERIC) -> Leaf:
+    return Leaf(path, agrees=False, cause=cause, reason="differs")
+
+
+def finding(
+    *leaves: Leaf, raised: str | None = None, example: bool = False, same_shapes: bool = True, calls: int = 1
+) -> Finding:
+    return Finding(leaves, raised, is_example=example, same_shapes=same_shapes, calls=calls)
+
+
+def test_a_suspected_branch_is_the_cause_if_the_example_itself_agrees() -> None:
+    found = attribute([finding(differs())], 5, [SHAPE, BRANCH])
+    assert (found.cause, found.location) == (Cause.BAKED_BRANCH, HERE)
+    assert [fact.text for fact in found.evidence] == [
+        "1 of 5 inputs fail; the example itself agrees",
+        "a size",
+        "a branch",
+    ]
+
+
+def test_a_suspicion_is_no_cause_if_the_example_fails_too() -> None:
+    found = attribute([finding(differs(), example=True), finding(differs())], 5, [BRANCH])
+    assert (found.cause, found.location) == (Cause.NUMERIC, None)
+    assert found.evidence[0].text == "2 of 5 inputs fail, the example among them"
+
+
+def test_only_other_sizes_fail() -> None:
+    assert attribute([finding(differs(), same_shapes=False)], 5, []).cause is Cause.BAKED_SHAPE
+    assert attribute([finding(differs(), same_shapes=False), finding(differs())], 5, []).cause is Cause.NUMERIC
+
+
+@pytest.mark.parametrize(
+    ("leaves", "calls", "cause"),
+    [
+        ([differs("call 2 output")], 3, Cause.LOST_STATE),
+        ([differs("call 1 output"), differs("call 2 output")], 3, Cause.NUMERIC),
+        ([differs("output"), differs("state h", Cause.LOST_STATE)], 1, Cause.LOST_STATE),
+        ([differs("argument x", Cause.LOST_MUTATION)], 1, Cause.LOST_MUTATION),
+        ([differs("gradient of w")], 3, Cause.NUMERIC),
+    ],
+)
+def test_what_is_lost_shows_in_state_arguments_and_later_calls(leaves: list[Leaf], calls: int, cause: Cause) -> None:
+    assert attribute([finding(*leaves, calls=calls, example=True)], 5, []).cause is cause
+
+
+def test_an_exception_is_evidence() -> None:
+    found = attribute([finding(raised="ValueError: no", example=True)], 5, [])
+    assert found.cause is Cause.EXCEPTION
+    assert "the exported program raises ValueError: no" in [fact.text for fact in found.evidence]
+
+
+@pytest.mark.parametrize("kind", [Cause.STRUCTURE, Cause.SHAPE, Cause.DTYPE, Cause.SPECIAL_VALUE])
+def test_a_difference_in_kind_outweighs_one_in_value(kind: Cause) -> None:
+    found = attribute([finding(differs(), differs("output[1]", kind), example=True)], 1, [])
+    assert found.cause is kind
