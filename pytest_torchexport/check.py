@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from contextlib import contextmanager
@@ -9,11 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from pytest_torchexport import environment
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, FlatOutput
-from pytest_torchexport.backends.quiet import quiet
+from pytest_torchexport.backends.base import Backend, Exported, FlatOutput
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.compare.records import Comparison, compare_records
 from pytest_torchexport.diagnose import keep, message
@@ -28,12 +26,19 @@ from pytest_torchexport.errors import (
 )
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
-from pytest_torchexport.reference import Reference, ReferenceStore, Trial, agrees_with_itself, second_opinion
-from pytest_torchexport.subject import containers, devices
-from pytest_torchexport.subject.call import name_of, positional_names
-from pytest_torchexport.subject.run import Record, fixed_rng
-from pytest_torchexport.subject.run import run as run_program
-from pytest_torchexport.subject.state import Snapshot, identical
+from pytest_torchexport.program import Program, make
+from pytest_torchexport.reference import (
+    Reference,
+    ReferenceStore,
+    Trial,
+    Unstable,
+    agrees_with_itself,
+    second_opinion,
+)
+from pytest_torchexport.subject import devices
+from pytest_torchexport.subject.call import name_of
+from pytest_torchexport.subject.run import Record
+from pytest_torchexport.subject.state import Snapshot, parameter_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -187,18 +192,9 @@ def export(subject: Subject, policy: Policy, surroundings: Surroundings) -> Expo
     if missing is not None:
         raise BackendUnavailable(missing)
     plan.place(device)
-    directory = surroundings.directory or Path(tempfile.mkdtemp(prefix="torchexport-"))
-    request, snapshot = _request(plan, directory), Snapshot(plan.model)
-    try:
-        with fixed_rng(plan.seed, device), torch.set_grad_enabled(plan.grad):
-            program = backend.export(request)
-    finally:
-        snapshot.restore()
-    return backend.load(program, backend.save(program, directory), request)
-
-
-def _request(plan: Plan, directory: Path) -> ExportRequest:
-    return ExportRequest(plan.model, plan.example.clone(), plan.dynamic_shapes, plan.device, directory, plan.grad)
+    with _scratch(surroundings) as directory:
+        exported, _ = make(backend, plan, Snapshot(plan.model), directory, grad_mode=plan.grad)
+    return exported
 
 
 @contextmanager
@@ -239,7 +235,9 @@ class _Story:
     facts: dict[str, Any] = field(default_factory=dict)
     inputs: list[Input] = field(default_factory=list)
     not_checked: dict[NotChecked, None] = field(default_factory=dict)
-    leaves: list[Leaf] = field(default_factory=list)
+    compared: int = 0
+    has_values: bool = False
+    worst: Leaf | None = None
     shown: _Failure | None = None
 
     def tell(self, directory: Path) -> Outcome:
@@ -247,24 +245,26 @@ class _Story:
         plan = self.plan
         versions, flags = environment.versions(), devices.numerics_flags()
         self.facts["environment"] = {"versions": versions, "eager": flags}
-        snapshot = Snapshot(plan.model)
+        snapshot, marks = Snapshot(plan.model), parameter_marks(plan.model)
         with self._at(Stage.REFERENCE):
             reference = self.surroundings.references.get(plan, snapshot)
         self.facts["dropped"] = dict(reference.dropped)
         self._note(*(NotChecked(what, why) for what, why in reference.notes))
         if reference.invalid is not None:
-            return self._outcome(Verdict.INVALID, reference.invalid)
-        # Compilers specialise on autograd being on or off: export under the mode that the runs have.
-        with torch.set_grad_enabled(plan.grad or reference.needs_grad_mode):
-            exported = self._export(snapshot, _request(plan, directory))
-        if isinstance(exported, Outcome):
-            return self._kept(exported)
+            return self._kept(self._outcome(Verdict.INVALID, reference.invalid))
         try:
-            outcome = self._run_all(snapshot, reference, exported)
+            program = self._make(snapshot, reference, directory)
+        except BackendUnavailable as error:
+            return self.skipped(str(error))
+        except Exception as error:  # noqa: BLE001 whatever the exporter raises is a verdict
+            return self._kept(self._refused(error))
+        try:
+            outcome = self._run_all(program, snapshot, reference)
+        except Unstable as drift:
+            outcome = self._unstable(str(drift))
         finally:
-            exported.close()
-            snapshot.restore()
-        return self._kept(outcome)
+            program.close()
+        return self._kept(self._writes_parameters(marks) or outcome)
 
     def skipped(self, reason: str) -> Outcome:
         """The outcome where the backend or the device is not here."""
@@ -286,44 +286,31 @@ class _Story:
     def _note(self, *entries: NotChecked) -> None:
         self.not_checked |= dict.fromkeys(entries)
 
-    def _export(self, snapshot: Snapshot, request: ExportRequest) -> Exported | Outcome:
-        """Export, save, load. Exporting may run the model: its state is put back before anything is saved."""
-        try:
-            with self._at(Stage.EXPORT), fixed_rng(self.plan.seed, self.plan.device), quiet():
-                program = self.backend.export(request)
-            snapshot.restore()
-            with self._at(Stage.SAVE), quiet():
-                path = self.backend.save(program, request.directory)
-            self.facts |= {"artifact": path and str(path), "artifact_bytes": path and _size(path)}
-            with self._at(Stage.LOAD):
-                exported = self.backend.load(program, path, request)
-        except BackendUnavailable as error:
-            return self.skipped(str(error))
-        except Exception as error:  # noqa: BLE001 whatever the exporter raises is a verdict
-            return self._refused(error)
-        finally:
-            snapshot.restore()
+    def _make(self, snapshot: Snapshot, reference: Reference, directory: Path) -> Program:
+        plan = self.plan
+        grad_mode = plan.grad or reference.needs_grad_mode
+        exported, path = make(self.backend, plan, snapshot, directory, grad_mode=grad_mode, at=self._at)
+        self.facts |= {"artifact": path and str(path), "artifact_bytes": path and _size(path)}
         self._note(*exported.not_checked)
-        return exported
+        return Program(exported, plan, snapshot, reference, gradients=plan.grad and self.backend.gradients)
 
-    def _run_all(self, snapshot: Snapshot, reference: Reference, exported: Exported) -> Outcome:
+    def _run_all(self, program: Program, snapshot: Snapshot, reference: Reference) -> Outcome:
         """Run and compare every input, then conclude from all of them."""
-        loaded = None if exported.shares_module else containers.clone(exported.read_state())
         failures: list[_Failure] = []
         unjudged: list[tuple[Trial, str]] = []
         for trial in reference.trials:
             with self._at(Stage.RUN):
-                record = self._run(snapshot, reference, exported, trial, loaded)
+                record = program.run(trial)
             if isinstance(record.error, ConventionError):
-                if self._is_declared(record.error.argument):
+                if trial.kind == "extra" or self._is_declared(record.error.argument):
                     return self._fixed_argument(record.error, trial)
                 self._note(NotChecked(f"input {trial.label}", record.error.reason))
                 continue
             if isinstance(record.error, NothingCompiled):
-                self.facts["details"] = dict(exported.details)
+                self.facts["details"] = dict(program.exported.details)
                 return self._refused(record.error)
             with self._at(Stage.COMPARE):
-                finding = self._compare(snapshot, reference, exported, trial, record, loaded)
+                finding = self._compare(program, snapshot, reference, trial, record)
             if isinstance(finding, _Unjudged):
                 self._note(NotChecked(f"input {trial.label}", finding.why))
                 unjudged.append((trial, finding.why))
@@ -331,57 +318,26 @@ class _Story:
             self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=finding is None))
             if finding is not None:
                 failures.append(_Failure(trial, finding, record))
-        self.facts["details"] = dict(exported.details)
+        self.facts["details"] = dict(program.exported.details)
         self.facts["environment"] |= {"exported": devices.numerics_flags()}
-        self._note(*exported.not_checked)
+        self._note(*program.exported.not_checked)
         # A few inputs on which eager is mostly noise (constant ones, before a normalisation) say nothing of a model.
-        if unjudged and not failures and (unjudged[0][0].kind == "example" or len(unjudged) > len(self.inputs)):
+        named = any(trial.kind in ("example", "extra") for trial, _ in unjudged)
+        if unjudged and not failures and (named or len(unjudged) > len(self.inputs)):
             return self._outcome(Verdict.INVALID, f"on the input {unjudged[0][0].label}, {unjudged[0][1]}")
         if not failures:
             return self._equivalent()
-        return self._not_equivalent(snapshot, reference, exported, failures)
-
-    def _run(
-        self, snapshot: Snapshot, reference: Reference, exported: Exported, trial: Trial, loaded: dict[str, Any] | None
-    ) -> Record:
-        """Run the exported program on one input from its starting state, and note what it does to that state."""
-        plan = self.plan
-        if exported.shares_module:
-            snapshot.restore()
-        elif loaded:
-            exported.write_state(containers.clone(loaded))
-        parameters = (exported.parameters() or {}) if self._takes_gradients else None
-        record = run_program(
-            exported,
-            trial.calls,
-            device=plan.device,
-            seed=plan.seed,
-            keep_apart=snapshot.tensors() if exported.shares_module else (),
-            parameters=parameters,
-            names=positional_names(plan.model, plan.example),
-            needs_grad_mode=reference.needs_grad_mode,
-        )
-        if exported.shares_module:
-            record.state = snapshot.changes()
-            snapshot.restore()
-        elif loaded is not None:
-            after = exported.read_state() or {}
-            record.state = {n: containers.clone(v) for n, v in after.items() if not identical(loaded.get(n), v)}
-        return record
+        return self._not_equivalent(snapshot, reference, program.exported, failures)
 
     def _compare(
-        self,
-        snapshot: Snapshot,
-        reference: Reference,
-        exported: Exported,
-        trial: Trial,
-        record: Record,
-        loaded: dict[str, Any] | None,
+        self, program: Program, snapshot: Snapshot, reference: Reference, trial: Trial, record: Record
     ) -> Finding | _Unjudged | None:
         """Compare everything; what differs, or None."""
         plan = self.plan
         raised = None
         comparison = Comparison()
+        if trial.record.error is not None:
+            return None if record.error is not None else self._should_raise(trial)
         if record.error is not None:
             raised = f"{type(record.error).__name__}: {_cut(str(record.error))}"
             record.error = record.error.with_traceback(None)
@@ -391,18 +347,20 @@ class _Story:
                 record,
                 trial.calls,
                 structure=self.backend.structure,
-                states=reference.states(reference.start if exported.shares_module else loaded),
+                states=program.states,
                 names=plan.names,
                 tolerance=self.policy.tolerance,
-                gradients=self._gradients_of(exported, trial),
+                gradients=self._gradients_of(program, trial),
                 second_opinion=None if self.policy.tolerance else second_opinion(plan, snapshot, reference, trial),
             )
         if not comparison.unjudged or comparison.disagreeing:
-            self.leaves += comparison.leaves
+            self._count(comparison.leaves)
         for path in comparison.left_out:
             self._note(NotChecked(path, "it is no tensor: the exported program does not return it"))
         for name in comparison.unread:
-            why = "forward changes it, and it cannot be read from the exported program; later outputs were compared"
+            why = "forward changes it, and it cannot be read from the exported program; later calls were compared"
+            if all(len(trial.calls) == 1 for trial in reference.trials):
+                why = "forward changes it, and it cannot be read from the exported program; no later call was made"
             self._note(NotChecked(f"attribute {name!r} of the module", why))
         if raised is None and not comparison.disagreeing:
             return _Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
@@ -414,18 +372,32 @@ class _Story:
             calls=len(trial.calls),
         )
 
-    @property
-    def _takes_gradients(self) -> bool:
-        return self.plan.grad and self.backend.gradients
+    def _should_raise(self, trial: Trial) -> Finding:
+        error = trial.record.error
+        leaf = Leaf(
+            "the call",
+            agrees=False,
+            cause=Cause.EXCEPTION,
+            reason="eager raises, the exported program returns",
+            expected=f"{type(error).__name__}: {_cut(str(error), 120)}",
+            actual="an output",
+        )
+        return Finding((leaf,), None, is_example=False, same_shapes=True, calls=len(trial.calls))
 
-    def _gradients_of(self, exported: Exported, trial: Trial) -> frozenset[str]:
+    def _count(self, leaves: list[Leaf]) -> None:
+        """Keep what the outcome says of all comparisons: their number, and the worst of them."""
+        self.compared += len(leaves)
+        self.has_values |= any(leaf.dtype for leaf in leaves)
+        self.worst = max([*leaves, *filter(None, [self.worst])], key=lambda leaf: leaf.excess, default=None)
+
+    def _gradients_of(self, program: Program, trial: Trial) -> frozenset[str]:
         """Names of eager's gradients that the program has too; the others are in the ledger."""
         if not self.plan.grad:
             return frozenset()
         if not self.backend.gradients:
             self._note(NotChecked("gradients", f"{self.backend.name} programs have none"))
             return frozenset()
-        frozen = (self.plan.parameters() or {}).keys() - (exported.parameters() or {}).keys()
+        frozen = (self.plan.parameters() or {}).keys() - program.parameters().keys()
         for name in frozen:
             self._note(NotChecked(f"gradient of {name}", "the exported program holds the parameter as a constant"))
         return frozenset(trial.record.gradients) - {f"gradient of {name}" for name in frozen}
@@ -435,10 +407,10 @@ class _Story:
         return any(argument == name or argument.startswith((name + "[", name + ".")) for name in self.plan.inputs or ())
 
     def _equivalent(self) -> Outcome:
-        if not self.inputs or not self.leaves:
-            why = "no input could be compared: " + "; ".join(entry.why for entry in self.not_checked)
-            return self._outcome(Verdict.INVALID, why)
-        counts = f"{len(self.leaves)} comparisons on {len(self.inputs)} inputs"
+        if not self.inputs or not self.has_values:
+            reasons = "; ".join(entry.why for entry in self.not_checked) or "eager returns neither tensors nor numbers"
+            return self._outcome(Verdict.INVALID, f"nothing could be compared: {reasons}")
+        counts = f"{_number(self.compared, 'comparison')} on {_number(len(self.inputs), 'input')}"
         head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.EQUIVALENT, counts)
         return self._outcome(Verdict.EQUIVALENT, head)
 
@@ -447,17 +419,30 @@ class _Story:
     ) -> Outcome:
         """Make sure that eager is not to blame, find the cause, and say it on the simplest input that fails."""
         first = failures[0]
-        differs = agrees_with_itself(self.plan, snapshot, reference, first.trial)
+        raises = first.trial.record.error is not None
+        differs = None if raises else agrees_with_itself(self.plan, snapshot, reference, first.trial)
         if differs is not None:
-            why = (
-                f"eager {self._model} is not deterministic on the input {first.trial.label}: two runs from the same "
-                f"state and random seed differ at {differs.path} ({differs.reason})"
-            )
-            return self._outcome(Verdict.INVALID, why)
+            return self._unstable(f"the input {first.trial.label}: {differs.path} ({differs.reason})")
         finding = first.finding
         verdict = Verdict.FAILED if finding.raised else Verdict.MISMATCH
         cause = attribute([failure.finding for failure in failures], len(self.inputs), exported.suspicions)
         return self._conclude(verdict, cause, first)
+
+    def _unstable(self, where: str) -> Outcome:
+        why = (
+            f"eager {self._model} is not deterministic: two runs from the same state and random seed differ on {where}"
+        )
+        return self._outcome(Verdict.INVALID, why)
+
+    def _writes_parameters(self, marks: dict[str, Any]) -> Outcome | None:
+        """The outcome where the exported program wrote the model's weights, which eager leaves alone."""
+        changed = [name for name, mark in parameter_marks(self.plan.model).items() if marks[name] != mark]
+        if not changed:
+            return None
+        rest = f"{Cause.LOST_STATE.value}, exporting or running it writes the model's parameter {changed[0]!r}"
+        head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.MISMATCH, rest)
+        text = f"{head}\n  eager leaves it alone. The model of this test now holds the changed weights."
+        return self._outcome(Verdict.MISMATCH, text, cause=Cause.LOST_STATE)
 
     def _conclude(self, verdict: Verdict, cause: Attribution, failure: _Failure) -> Outcome:
         finding, trial = failure.finding, failure.trial
@@ -487,7 +472,12 @@ class _Story:
 
     def _fixed_argument(self, error: ConventionError, trial: Trial) -> Outcome:
         """A declared argument that the exported program holds as a constant: the user says that it varies."""
-        text = f"inputs= declares that {error.argument!r} varies, and {error.reason}"
+        asked = (
+            "extra_inputs names a call with another value"
+            if trial.kind == "extra"
+            else "inputs= declares that it varies"
+        )
+        text = f"argument {error.argument!r}: {asked}, and {error.reason}"
         cause = Attribution(Cause.BAKED_VALUE, None, (Evidence(text),))
         finding = Finding((), None, is_example=False, same_shapes=True, calls=len(trial.calls))
         self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=False))
@@ -508,7 +498,8 @@ class _Story:
         around = self.surroundings
         wanted = around.keep == "on" or (around.keep == "retain-on-failure" and outcome.failed)
         if around.keep_in is None or not wanted:
-            return outcome
+            # A temporary folder is gone when the outcome is read.
+            return dataclasses.replace(outcome, artifact=None) if around.directory is None else outcome
         tensors: dict[str, Any] = {}
         if self.shown is not None:
             trial, record = self.shown.trial, self.shown.record
@@ -548,9 +539,9 @@ class _Story:
             cause=cause,
             location=location,
             evidence=evidence,
-            worst=max(self.leaves, key=lambda leaf: leaf.excess, default=None),
+            worst=self.worst,
             leaves=leaves,
-            compared=len(self.leaves),
+            compared=self.compared,
             inputs=tuple(self.inputs),
             failing_input=failing_input,
             not_checked=tuple(self.not_checked),
@@ -567,6 +558,10 @@ def _size(path: Path) -> int:
 
 def _values(output: Any) -> Any:
     return output.values if isinstance(output, FlatOutput) else output
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _cut(text: str, limit: int = 500) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,11 @@ from pytest_torchexport.inputs import draw
 from pytest_torchexport.outcome import Leaf
 from pytest_torchexport.subject import containers, source
 from pytest_torchexport.subject.call import Call, name_of, positional_names
-from pytest_torchexport.subject.run import Record, run
-from pytest_torchexport.subject.state import Snapshot, identical, parameter_marks
+from pytest_torchexport.subject.run import Record, run, storage_of
+from pytest_torchexport.subject.state import Snapshot, buffer_names, identical, parameter_marks, parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from contextlib import AbstractContextManager
 
     from pytest_torchexport.plan import Plan
@@ -57,6 +56,7 @@ class Reference:
         start: eager's starting state by name.
         buffers: names of the registered buffers in it.
         notes: what the reference leaves unchecked, as (what, why).
+        reuses_memory: eager returns the same memory from each run, so that every output has to be copied at once.
     """
 
     trials: list[Trial] = field(default_factory=list)
@@ -66,6 +66,7 @@ class Reference:
     start: dict[str, Any] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
     notes: list[tuple[str, str]] = field(default_factory=list)
+    reuses_memory: bool = False
 
     def states(self, exported: Mapping[str, Any] | None) -> StateView:
         """Eager's starting state beside the loaded program's."""
@@ -97,7 +98,8 @@ def make_reference(plan: Plan, snapshot: Snapshot) -> Reference:
 
     The model is back in the snapshot's state afterwards.
     """
-    reference = Reference(start=snapshot.values, buffers=_buffer_names(plan.model))
+    reference = Reference(start=snapshot.values, buffers=buffer_names(plan.model))
+    marks = parameter_marks(plan.model)
     example = (plan.example,) * plan.calls
     first = _first_run(plan, snapshot, reference, example)
     if reference.invalid is not None:
@@ -107,9 +109,10 @@ def make_reference(plan: Plan, snapshot: Snapshot) -> Reference:
     candidates = draw.generate(
         plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed, calls=plan.calls
     )
-    if first.state and plan.calls == 1:
-        candidates = itertools.chain(_state_sequences(plan), candidates)
     _add_generated(plan, snapshot, reference, candidates)
+    _add_sequences(plan, snapshot, reference)
+    if reference.invalid is None:  # all generated inputs may have been dropped
+        reference.invalid = _writes_parameters(plan, marks)
     return reference
 
 
@@ -134,6 +137,7 @@ def eager_run(
             names=positional_names(plan.model, plan.example),
             needs_grad_mode=reference.needs_grad_mode,
             mode=mode,
+            clone_all=reference.reuses_memory,
         )
         record.state = snapshot.changes()
     finally:
@@ -150,10 +154,6 @@ def _same_arguments(before: Call, after: Call) -> bool:
     return identical([before.args, dict(before.kwargs)], [after.args, dict(after.kwargs)])
 
 
-def _buffer_names(model: object) -> frozenset[str]:
-    return frozenset(name for name, _ in model.named_buffers()) if isinstance(model, torch.nn.Module) else frozenset()
-
-
 def _first_run(plan: Plan, snapshot: Snapshot, reference: Reference, example: tuple[Call, ...]) -> Record:
     """Run the example, again with other random numbers, and see whether the module agrees with itself."""
     marks = parameter_marks(plan.model)
@@ -164,12 +164,8 @@ def _first_run(plan: Plan, snapshot: Snapshot, reference: Reference, example: tu
     if first.error is not None:
         reference.invalid = _raised(plan, first.error)
         return first
-    changed = [name for name, mark in parameter_marks(plan.model).items() if marks[name] != mark]
-    if changed:
-        reference.invalid = (
-            f"forward changes the parameter {changed[0]!r} itself, so no two runs start alike. Parameters are never "
-            "copied by a check: keep what forward writes in a buffer (register_buffer)."
-        )
+    reference.invalid = _writes_parameters(plan, marks)
+    if reference.invalid is not None:
         return first
     opaque = _uncomparable(first)
     if opaque:
@@ -177,6 +173,16 @@ def _first_run(plan: Plan, snapshot: Snapshot, reference: Reference, example: tu
         return first
     reference.invalid = _disagrees_with_itself(plan, snapshot, reference, example, first)
     return first
+
+
+def _writes_parameters(plan: Plan, marks: Mapping[str, Any]) -> str | None:
+    changed = [name for name, mark in parameter_marks(plan.model).items() if marks[name] != mark]
+    if not changed:
+        return None
+    return (
+        f"forward changes the parameter {changed[0]!r} itself, so no two runs start alike. Parameters are never "
+        "copied by a check: keep what forward writes in a buffer (register_buffer)."
+    )
 
 
 def _raised(plan: Plan, error: Exception) -> str:
@@ -205,6 +211,10 @@ def _disagrees_with_itself(
 ) -> str | None:
     """Why the module is not a function of its inputs and state; None if it is."""
     second = eager_run(plan, snapshot, reference, example, seed=1)
+    reference.reuses_memory = _share_memory(plan, first, second)
+    if reference.reuses_memory:
+        first.outputs[:] = eager_run(plan, snapshot, reference, example).outputs
+        second = eager_run(plan, snapshot, reference, example, seed=1)
     leaf = _first_difference(plan, reference, example, first, second)
     if leaf is None:
         return None
@@ -225,6 +235,16 @@ def _disagrees_with_itself(
         f"eager {name_of(plan.model)} draws random numbers: {leaf.path} depends on the random seed ({leaf.reason}). "
         "Exported programs draw others. Pass the random tensor as an argument, or call model.eval()."
     )
+
+
+def _share_memory(plan: Plan, one: Record, other: Record) -> bool:
+    """Whether two runs hand out the same memory, other than that of parameters: a workspace that is written anew."""
+    weights = {storage_of(tensor) for tensor in parameters(plan.model).values()}
+    ours, theirs = (
+        {storage_of(tensor) for _, tensor in containers.tensors(record.outputs) if tensor.numel()}
+        for record in (one, other)
+    )
+    return bool((ours & theirs) - weights)
 
 
 def _first_difference(
@@ -250,8 +270,8 @@ def _active_dropouts(model: object) -> list[str]:
     return [
         name or type(module).__name__
         for name, module in model.named_modules()
-        if module.training and float(getattr(module, "p", 0) or getattr(module, "dropout", 0) or 0) > 0
-        if isinstance(getattr(module, "p", getattr(module, "dropout", None)), (int, float))
+        for probability in (getattr(module, "p", None), getattr(module, "dropout", None))
+        if module.training and isinstance(probability, (int, float)) and probability > 0
     ]
 
 
@@ -261,21 +281,29 @@ def _add_extra(plan: Plan, snapshot: Snapshot, reference: Reference) -> None:
         record = eager_run(plan, snapshot, reference, calls)
         label = call.label or f"extra_inputs[{index}]"
         if record.error is not None:
-            reference.dropped["eager raises"] += 1
-            why = f"eager raises on it: {type(record.error).__name__}: {record.error}"
+            # The user named this call: the exported program has to raise on it too.
+            record.error = record.error.with_traceback(None)
+            why = f"eager raises {type(record.error).__name__}: {record.error}; only that the program raises too"
             reference.notes.append((label, why))
-        else:
-            reference.trials.append(Trial(calls, record, "extra", label))
+        reference.trials.append(Trial(calls, record, "extra", label))
 
 
-def _state_sequences(plan: Plan) -> Iterator[tuple[Call, ...]]:
-    """A sequence of calls, for a model whose state changes: one call does not show an update that got lost."""
-    generated = draw.generate(plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed + 1)
-    others = [calls[0] for calls in itertools.islice(generated, 2)]
+def _add_sequences(plan: Plan, snapshot: Snapshot, reference: Reference) -> None:
+    """Call a model whose state changes three times in a row: one call does not show an update that got lost."""
+    if plan.calls > 1:
+        return
+    ran = [trial for trial in reference.trials if trial.record.error is None]
+    changing = next((trial.calls[0] for trial in ran if trial.record.state), None)
+    if changing is None:
+        return
+    others = [trial.calls[0] for trial in ran if trial.calls[0] is not changing]
     label = "three calls in a row"
-    first = Call(plan.example.args, plan.example.kwargs, "special", label)
-    yield (first, *others, first)[:3] if len(others) == 2 else (first,) * 3
-    yield (first,) * 3
+    for calls in ((changing, *others, changing)[:3], (changing, plan.example, changing), (changing,) * 3):
+        record = eager_run(plan, snapshot, reference, calls) if len(calls) == 3 else None
+        if record is not None and record.error is None:
+            reference.trials.append(Trial(calls, record, "special", label))
+            return
+    reference.notes.append((label, "eager changes its state, and raises when it is called again"))
 
 
 def _add_generated(
@@ -339,6 +367,10 @@ def agrees_with_itself(plan: Plan, snapshot: Snapshot, reference: Reference, tri
     return _first_difference(plan, reference, trial.calls, trial.record, again)
 
 
+class Unstable(Exception):
+    """Eager does not repeat its own result on an input; the message says where."""
+
+
 def second_opinion(plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial) -> SecondOpinion:
     """What says whether eager's own rounding explains a difference on an input; the measurement stays with the trial.
 
@@ -358,9 +390,14 @@ def second_opinion(plan: Plan, snapshot: Snapshot, reference: Reference, trial: 
 
     def ask(leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
         if trial.noise is None:
+            # Noise is how far two runs with rounding errors differ: it means nothing if two equal runs differ too.
+            differs = agrees_with_itself(plan, snapshot, reference, trial)
+            if differs is not None:
+                msg = f"{differs.path} ({differs.reason})"
+                raise Unstable(msg)
             trial.noise = RoundingNoise(leaves(trial.record), plan.seed)
         model = plan.model
-        eager = Eager(rerun, leaves, model.parameters if isinstance(model, torch.nn.Module) else tuple)
+        eager = Eager(rerun, leaves, lambda: parameters(model).values())
         return trial.noise.judge(leaf, expected, actual, eager, disputed)
 
     return ask

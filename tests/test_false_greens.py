@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from pytest_torchexport import Cause, Verdict, check, sampled_from
+from pytest_torchexport import Backend, Cause, Exported, ExportRequest, Verdict, check, sampled_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class Runs(Exported):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+
+class Fake(Backend):
+    """Runs a function in place of an exported program."""
+
+    name: ClassVar[str] = "fake"
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def export(self, request: ExportRequest) -> Any:
+        return None
+
+    def load(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
+        return Runs(self._function)
 
 
 class Temperature(nn.Module):
@@ -87,3 +115,136 @@ def test_a_list_that_grows_is_a_lost_mutation() -> None:
 
     outcome = check(Appends(), (rows(), [rows()]), backend="export")
     assert (outcome.verdict, outcome.cause) == (Verdict.MISMATCH, Cause.LOST_MUTATION)
+
+
+def test_a_workspace_that_eager_writes_to_again() -> None:
+    """What eager returned first must not become what it, or the program, wrote there later."""
+    workspace = torch.zeros(16, 4)
+
+    def eager(x: torch.Tensor) -> torch.Tensor:
+        return torch.mul(x, 2, out=workspace)
+
+    assert check(eager, (rows(),), backend=Fake(lambda x: x * 3)).verdict is Verdict.MISMATCH
+    assert check(eager, (rows(),), backend=Fake(lambda x: x * 2)).verdict is Verdict.EQUIVALENT
+    shared = Fake(lambda x: torch.mul(x, 3, out=workspace))
+    assert check(eager, (rows(),), backend=shared).verdict is Verdict.MISMATCH
+
+
+def test_eager_that_drifts_is_not_rounding() -> None:
+    calls = iter(range(10**6))
+
+    def eager(x: torch.Tensor) -> torch.Tensor:
+        return x + 1e-3 * (next(calls) if x.max() > 3 else 0)
+
+    outcome = check(eager, (rows().clamp(-1, 1),), backend=Fake(lambda x: x + 4e-4 * (x.max() > 3)))
+    assert outcome.verdict is Verdict.INVALID, outcome.message
+    assert "not deterministic" in outcome.message
+
+
+def test_a_program_that_writes_the_user_s_weights() -> None:
+    model = nn.Linear(4, 4)
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        out = nn.functional.linear(x, model.weight, model.bias)
+        model.weight.data.mul_(1 + 1e-7)
+        return out
+
+    outcome = check(model, (rows(),), backend=Fake(program))
+    assert (outcome.verdict, outcome.cause) == (Verdict.MISMATCH, Cause.LOST_STATE)
+    assert "'weight'" in outcome.message
+
+
+def test_forward_that_writes_its_weights_on_some_inputs() -> None:
+    class Writes(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.max() > 5:
+                self.weight.data.mul_(1.1)
+            return super().forward(x)
+
+    outcome = check(Writes(4, 4), (rows().clamp(-1, 1),))
+    assert outcome.verdict is Verdict.INVALID
+    assert "'weight'" in outcome.message
+
+
+class Flag(nn.Module):
+    def forward(self, x: torch.Tensor, flag: bool) -> torch.Tensor:
+        return x if flag else -x
+
+
+@pytest.mark.parametrize("backend", ["trace", "export"])
+def test_a_declared_call_that_the_program_cannot_take(backend: str) -> None:
+    outcome = check(Flag(), (rows(), True), backend=backend, extra_inputs=[(rows(), False)])
+    assert (outcome.verdict, outcome.cause) == (Verdict.MISMATCH, Cause.BAKED_VALUE)
+
+
+class Guarded(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 16:
+            message = "too many rows"
+            raise ValueError(message)
+        return x * 2
+
+
+def test_both_have_to_raise_on_a_declared_call() -> None:
+    many = (torch.cat([rows(), rows()]),)
+    outcome = check(Guarded(), (rows(),), extra_inputs=[many])
+    assert (outcome.verdict, outcome.cause) == (Verdict.MISMATCH, Cause.BAKED_BRANCH)
+    assert "too many rows" in outcome.message
+    outcome = check(Guarded(), (rows(),), backend=Fake(lambda x: x * 2), extra_inputs=[many])
+    assert (outcome.verdict, outcome.cause) == (Verdict.MISMATCH, Cause.EXCEPTION)
+    outcome = check(Guarded(), (rows(),), backend="compile:backend=eager", extra_inputs=[many])
+    assert outcome.verdict is Verdict.EQUIVALENT, outcome.message
+    assert any("too many rows" in entry.why for entry in outcome.not_checked)
+
+
+def test_nothing_to_compare_is_no_pass() -> None:
+    class Stores(nn.Module):
+        def forward(self, x: torch.Tensor) -> None:
+            self.last = x * 2
+
+    outcome = check(Stores(), (rows(),), backend=Fake(lambda x: None))
+    assert outcome.verdict is Verdict.INVALID, outcome.message
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: torch.Tensor | None = None
+        self.n = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.last is not None:
+            return x + self.last
+        if x.max() > 3:
+            self.last = x * 1
+        return x
+
+
+def test_state_that_changes_off_the_example_only() -> None:
+    outcome = check(Remembers(), (rows().clamp(-1, 1),))
+    assert (outcome.verdict, outcome.cause) == (Verdict.MISMATCH, Cause.LOST_STATE)
+
+
+def test_state_is_seen_without_generated_inputs() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.n += 1
+            return x * self.n
+
+    assert check(Counts(), (rows(),), n_inputs=0).cause is Cause.LOST_STATE
+
+
+@pytest.mark.parametrize("backend", ["onnx", "onnx-torchscript"])
+def test_ties_have_no_order(backend: str) -> None:
+    class Best(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            values, indices = x.relu().topk(3)
+            return values, indices
+
+    assert check(Best(), (rows(),), backend=backend).verdict is Verdict.EQUIVALENT
+    wrong = Fake(lambda x: (x.relu().topk(3)[0], x.topk(3, largest=False)[1]))
+    assert check(Best(), (rows(),), backend=wrong).verdict is Verdict.MISMATCH

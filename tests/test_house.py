@@ -21,6 +21,7 @@ LAYERS = (
     ("compare",),
     ("plan",),
     ("reference",),
+    ("program",),
     ("diagnose",),
     ("check",),
     ("conformance",),

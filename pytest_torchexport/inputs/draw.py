@@ -200,7 +200,8 @@ class _Drawer:
         lists = {
             position: found
             for position, item in enumerate(self.items)
-            if not item.domain.only_special and (found := item.domain.specials(item.pattern))
+            if not (item.domain.only_special or _is_number(item))
+            if (found := item.domain.specials(item.pattern))
         }
         for turn in range(max(map(len, lists.values()), default=0)):
             now = {position: found[turn] for position, found in lists.items() if turn < len(found)}
@@ -235,6 +236,10 @@ class _Drawer:
             if item.domain.only_special:
                 for label, make in item.domain.specials(item.pattern):
                     yield _Plan(f"{item.name} = {label}", makers={position: make})
+            elif _is_number(item):
+                # Beside zeros or constants a factor or threshold may show nothing.
+                for label, make in item.domain.specials(item.pattern):
+                    yield _Plan(f"{item.name} = {label}", makers=self._random_makers() | {position: make})
 
     def _random_makers(self) -> dict[int, Maker]:
         """Random values for everything that varies at random."""
@@ -262,3 +267,9 @@ class _Drawer:
         absent = frozenset(path for path in optional if not want.below(4))
         labels += [f"{path} = None" for path in sorted(absent)]
         return _Plan(", ".join(["random", *labels]), "random", sizes, absent, makers)
+
+
+def _is_number(variable: Variable) -> bool:
+    """Whether an argument is a single number with a declared domain: a factor, a threshold, a mode."""
+    single = not isinstance(variable.example, torch.Tensor) or variable.example.numel() == 1
+    return variable.declared and single
