@@ -45,7 +45,10 @@ def compare_values(path: str, expected: torch.Tensor, actual: torch.Tensor, tole
     one, two = mine[found.worst].item(), other[found.worst].item()
     cause, reason = None, ""
     if found.special:
-        cause, reason = Cause.SPECIAL_VALUE, f"{two} instead of {one} at {list(index)}"
+        cause, reason = (
+            Cause.SPECIAL_VALUE,
+            f"{_spell(two, ours.dtype)} instead of {_spell(one, ours.dtype)} at {list(index)}",
+        )
     elif found.mismatched:
         cause = Cause.NUMERIC
         reason = f"{found.mismatched} of {ours.numel()} elements ({found.mismatched / ours.numel():.1%}) differ"
