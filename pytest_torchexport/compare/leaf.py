@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pytest_torchexport.backends.base import Structure
 from pytest_torchexport.compare.tree import as_tensor
 from pytest_torchexport.compare.values import compare_values
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.output import Structure
 
 if TYPE_CHECKING:
     from pytest_torchexport.compare.tolerance import Tolerance

@@ -15,9 +15,9 @@ from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.state import identical
 
 if TYPE_CHECKING:
-    from pytest_torchexport.backends.base import Structure
     from pytest_torchexport.compare.tolerance import Tolerance
     from pytest_torchexport.subject.call import Call
+    from pytest_torchexport.subject.output import Structure
     from pytest_torchexport.subject.run import Record
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytest_torchexport.backends.base import FlatOutput, Structure
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.output import FlatOutput, Structure
 
 _NUMBER = (bool, int, float, complex, np.generic)
 
