@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from pytest_torchexport import environment
 from pytest_torchexport.backends.base import Backend, Exported, FlatOutput
 from pytest_torchexport.backends.registry import make_backend
@@ -173,8 +175,9 @@ def run(subject: Subject, policy: Policy, surroundings: Surroundings) -> Outcome
     missing = devices.unavailable(device) or backend.unavailable(device)
     if missing is not None:
         return story.skipped(missing)
-    plan.place(device)
-    with _scratch(surroundings) as directory:
+    # Tensors made in inference mode cannot be exported, saved or differentiated.
+    with torch.inference_mode(mode=False), _scratch(surroundings) as directory:
+        plan.place(device)
         return story.tell(directory)
 
 
@@ -191,8 +194,8 @@ def export(subject: Subject, policy: Policy, surroundings: Surroundings) -> Expo
     missing = devices.unavailable(device) or backend.unavailable(device)
     if missing is not None:
         raise BackendUnavailable(missing)
-    plan.place(device)
-    with _scratch(surroundings) as directory:
+    with torch.inference_mode(mode=False), _scratch(surroundings) as directory:
+        plan.place(device)
         exported, _ = make(backend, plan, Snapshot(plan.model), directory, grad_mode=plan.grad)
     return exported
 
@@ -306,7 +309,7 @@ class _Story:
                     return self._fixed_argument(record.error, trial)
                 self._note(NotChecked(f"input {trial.label}", record.error.reason))
                 continue
-            if isinstance(record.error, NothingCompiled):
+            if isinstance(record.error, NothingCompiled) and trial.record.error is None:
                 self.facts["details"] = dict(program.exported.details)
                 return self._refused(record.error)
             with self._at(Stage.COMPARE):
@@ -361,7 +364,7 @@ class _Story:
             why = "forward changes it, and it cannot be read from the exported program; later calls were compared"
             if all(len(trial.calls) == 1 for trial in reference.trials):
                 why = "forward changes it, and it cannot be read from the exported program; no later call was made"
-            self._note(NotChecked(f"attribute {name!r} of the module", why))
+            self._note(NotChecked(f"state {name!r}", why))
         if raised is None and not comparison.disagreeing:
             return _Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
         return Finding(

@@ -365,3 +365,11 @@ def test_bad_input_is_a_clear_error(call: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         call()
     assert message in str(caught.value)
+
+
+def test_inside_inference_mode() -> None:
+    model = nn.Linear(4, 2)
+    for backend in ("trace", "script", "export"):
+        with torch.inference_mode():
+            outcome = check(model, (torch.ones(3, 4),), backend=backend)
+        passes(outcome)

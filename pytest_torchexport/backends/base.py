@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from pytest_torchexport.errors import UsageError
-from pytest_torchexport.subject.output import FlatOutput as FlatOutput  # part of the protocol, so offered here too
-from pytest_torchexport.subject.output import Structure as Structure
+from pytest_torchexport.subject.output import FlatOutput as FlatOutput  # noqa: PLC0414 part of the protocol
+from pytest_torchexport.subject.output import Structure as Structure  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Suspicion
 
 _BAKED = (Cause.BAKED_BRANCH, Cause.BAKED_VALUE, Cause.BAKED_SHAPE)
-_KIND_FIRST = (Cause.STRUCTURE, Cause.SHAPE, Cause.DTYPE)
+_KIND_FIRST = (Cause.EXCEPTION, Cause.STRUCTURE, Cause.SHAPE, Cause.DTYPE)
 
 
 @dataclass(frozen=True)
