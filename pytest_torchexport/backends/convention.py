@@ -18,7 +18,7 @@ from pytest_torchexport.subject.call import Call, bind, positional_names, signat
 from pytest_torchexport.subject.state import identical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class Convention:
@@ -29,19 +29,30 @@ class Convention:
         example: the call that the program was exported for. Only values that are no tensors are kept of it.
         dynamic: which of the example's leaves, counted in the order of `containers.leaves`, are no tensors and may
             vary all the same (an int that was exported as a symbol).
+        sizes: the sizes of tensors that the program takes for granted, counted in the same way; None for one that
+            may vary. For a program that checks its inputs itself there is no need to know.
     """
 
-    def __init__(self, model: Callable[..., Any], example: Call, dynamic: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        example: Call,
+        dynamic: frozenset[int] = frozenset(),
+        sizes: Mapping[int, Sequence[int | None]] | None = None,
+    ) -> None:
         self._model = model
         self._positional = positional_names(model, example)
         self._keywords = list(example.kwargs)
         self._leaves: dict[str, dict[str, Any]] = {}
         self._dynamic: set[str] = set()
+        self._tensors: dict[str, tuple[torch.dtype, Sequence[int | None]]] = {}
         named = bind(model, example)
         for index, (path, name, leaf) in enumerate(_flat(self._positional + self._keywords, named)):
             self._leaves.setdefault(name, {})[path] = _TENSOR if isinstance(leaf, torch.Tensor) else leaf
             if index in dynamic:
                 self._dynamic.add(path)
+            if sizes is not None and index in sizes and isinstance(leaf, torch.Tensor):
+                self._tensors[path] = (leaf.dtype, sizes[index])
         for name in named:
             self._leaves.setdefault(name, {})
 
@@ -81,11 +92,20 @@ class Convention:
             if kept is _TENSOR:
                 if not isinstance(now[path], torch.Tensor):
                     raise ConventionError(name, f"{path} is a tensor in the example: {_is(now[path])}")
+                self._check_tensor(name, path, now[path])
             elif path in self._dynamic:
                 if isinstance(now[path], bool) or type(now[path]) is not type(kept):
                     raise ConventionError(name, f"{path} is of type {type(kept).__name__}: {_is(now[path])}")
             elif isinstance(now[path], torch.Tensor) or not identical(now[path], kept):
                 raise ConventionError(name, f"the export fixed {path} to {kept!r}: {_is(now[path])}")
+
+    def _check_tensor(self, name: str, path: str, tensor: torch.Tensor) -> None:
+        dtype, sizes = self._tensors.get(path, (tensor.dtype, tensor.shape))
+        same = len(sizes) == tensor.dim() and all(a in (None, b) for a, b in zip(sizes, tensor.shape, strict=True))
+        if not same or tensor.dtype != dtype:
+            shown = ", ".join("any" if size is None else str(size) for size in sizes)
+            kind = str(dtype).removeprefix("torch.")
+            raise ConventionError(name, f"the export fixed {path} to tensor({kind}, [{shown}]): {_is(tensor)}")
 
 
 _TENSOR = object()

@@ -78,11 +78,12 @@ class Export(Backend):
         return ExportedModule(module, program, request)
 
 
-def capture(request: ExportRequest, **options: Any) -> Captured:
+def capture(request: ExportRequest, *, check_tensors: bool = False, **options: Any) -> Captured:
     """Run torch.export.export on the example.
 
     Args:
         request: what is exported.
+        check_tensors: whether a call with other sizes or dtypes than the exported ones has to be stopped.
         options: further keyword arguments of torch.export.export.
     """
     model, example = request.model, request.example
@@ -99,11 +100,17 @@ def capture(request: ExportRequest, **options: Any) -> Captured:
     # Neither a tensor nor a constant: an int that became a symbol.
     inputs = [spec.arg for spec in signature.input_specs if spec.kind.name == "USER_INPUT"]
     symbols = frozenset(i for i, arg in enumerate(inputs) if type(arg).__name__ in _SYMBOLS)
+    taken = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    sizes = {
+        i: [size if isinstance(size, int) else None for size in taken[arg.name].shape]
+        for i, arg in enumerate(inputs)
+        if check_tensors and isinstance(taken.get(getattr(arg, "name", "")), torch.Tensor)
+    }
     details = {
         "graph_nodes": len(program.graph.nodes),
         "dynamic_dims": {str(symbol): str(bounds) for symbol, bounds in program.range_constraints.items()},
     }
-    return Captured(program, Convention(model, example, symbols), suspicions, details)
+    return Captured(program, Convention(model, example, symbols, sizes), suspicions, details)
 
 
 _SYMBOLS = ("SymIntArgument", "SymFloatArgument", "SymBoolArgument")
@@ -202,7 +209,8 @@ class Aoti(Backend):
 
     def export(self, request: ExportRequest) -> Captured:
         """Capture the model and compile it into the package `model.pt2`."""
-        captured = capture(request, strict=self.strict)
+        # The library reads and writes the memory of a smaller tensor beyond its end.
+        captured = capture(request, check_tensors=True, strict=self.strict)
         assert captured.program is not None
         with torch_warnings.shown():
             torch._inductor.aoti_compile_and_package(

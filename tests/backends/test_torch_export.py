@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest
 from pytest_torchexport.backends.sharing import share_parameters
-from pytest_torchexport.backends.torch_export import Aoti, Export
+from pytest_torchexport.backends.torch_export import Aoti, Export, packaged_constants
 from pytest_torchexport.errors import ConventionError, UsageError
 from pytest_torchexport.outcome import Cause
 from pytest_torchexport.subject.call import Call
@@ -327,6 +327,28 @@ def test_a_plain_attribute_written_in_place_is_state(build: Callable[..., Export
     assert program(torch.ones(3)).tolist() == [1, 1, 1]
 
 
+class WritingHidden(nn.Module):
+    """Writes to a tensor in a list: the program has it as a constant with a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = [torch.zeros(3)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.parts[0].add_(x)
+        return self.parts[0] * 2
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_constants_that_have_no_name_of_the_users_are_put_back(build: Callable[..., Exported], strict: bool) -> None:
+    program = build(WritingHidden(), torch.zeros(3), backend=Export(strict=strict))
+    assert program.read_state() == {}
+    assert program(torch.ones(3)).tolist() == [2, 2, 2]
+    assert program(torch.ones(3)).tolist() == [4, 4, 4]
+    program.reset()
+    assert program(torch.ones(3)).tolist() == [2, 2, 2]
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="strict"):
         Export(strict="yes")  # type: ignore[arg-type]
@@ -378,3 +400,25 @@ def test_an_unreadable_aoti_state_is_said(build: Callable[..., Exported], monkey
     assert program.read_state() is None
     (entry,) = program.not_checked
     assert entry.what == "the state"
+    first = program(torch.ones(4, 3))
+    assert not torch.equal(program(torch.ones(4, 3))["y"], first["y"])
+    program.reset()
+    torch.testing.assert_close(program(torch.ones(4, 3))["y"], first["y"])
+    program.close()
+
+
+@pytest.mark.slow
+def test_aoti_takes_no_notice_of_sizes_and_dtypes_but_we_do(build: Callable[..., Exported]) -> None:
+    program = build(nn.Linear(3, 2), torch.rand(4, 3), backend=Aoti(), shapes={"input": {0: Dim("n", min=2)}})
+    assert program(torch.rand(7, 3)).shape == (7, 2)
+    for wrong in (torch.rand(4, 2), torch.rand(4), torch.rand(4, 3).double()):
+        with pytest.raises(ConventionError, match=r"the export fixed input to tensor\(float32, \[any, 3\]\)"):
+            program(wrong)
+    program.close()
+
+
+@pytest.mark.slow
+def test_of_an_aoti_package_only_what_is_asked_for_is_copied(build: Callable[..., Exported], tmp_path: Path) -> None:
+    build(Average().eval(), torch.rand(4, 3), backend=Aoti()).close()
+    (package,) = tmp_path.rglob("*.pt2")
+    assert set(packaged_constants(package, CPU, ["average"])) == {"average"}
