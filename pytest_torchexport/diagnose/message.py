@@ -94,7 +94,10 @@ def first_sentence(text: str, limit: int = 200) -> str:
     stripped = text.strip()
     ends = (found.end() for found in _SENTENCE_END.finditer(stripped) if _is_closed(stripped[: found.end()]))
     sentence = " ".join(stripped[: next(ends, None)].split())
-    return sentence if len(sentence) <= limit else sentence[: limit - 1].rsplit(" ", 1)[0] + "…"
+    if len(sentence) <= limit:
+        return sentence
+    without_aside = sentence.split(" (")[0]
+    return without_aside if len(without_aside) <= limit else sentence[: limit - 1].rsplit(" ", 1)[0] + "…"
 
 
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[^\sa-z])|:(?=\s*\n)")

@@ -280,7 +280,7 @@ def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="'max-autotune'"):
         Compile(mode="fast")
     with pytest.raises(UsageError, match="aot_eager"):
-        Compile(backend="nvfuserr")
+        Compile(backend="nvfuserr").unavailable(CPU)
     with pytest.raises(UsageError, match="exclude each other"):
         Compile(mode="max-autotune", options={"max_autotune": True})
     with pytest.raises(UsageError, match="belongs to"):

@@ -30,6 +30,7 @@ def test_the_first_sentence_says_something(text: str, first: str) -> None:
 def test_a_long_sentence_is_cut_between_words() -> None:
     cut = message.first_sentence("word " * 100, limit=20)
     assert cut == "word word word…"
+    assert message.first_sentence("Too many words (a long aside about words). More.", limit=20) == "Too many words"
 
 
 def test_the_headline_of_a_dict_that_the_tracer_cannot_type() -> None:
