@@ -273,7 +273,8 @@ class TestSubjects:
                 self.gate = torch.jit.script(Gate())
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return self.gate(x) * 2
+                result: torch.Tensor = self.gate(x) * 2
+                return result
 
         passes(check(Around(), (X,)))
         passes(check(Around(), (X,), backend="script"))

@@ -91,29 +91,39 @@ def table(rows: dict[str, list[Record]], width: int) -> list[Line]:
     columns = _columns([record for row in rows.values() for record in row])
     labels = _labels(list(rows))
     label_width = min(max(map(len, labels), default=0), max(20, width // 2))
-    widths = {
-        key: max(len(title), *(len(cell_text(r)[0]) for row in rows.values() for r in row if r["cell"] == key))
-        for key, title in columns.items()
-    }
+    cells = [{key: _cell([r for r in row if _column(r) == key]) for key in columns} for row in rows.values()]
+    widths = {key: max(len(title), *(len(row[key][0]) for row in cells)) for key, title in columns.items()}
     lines: list[Line] = []
     for block in _blocks(widths, width - label_width):
         lines.append([(" " * label_width, "")] + [("  " + columns[key].ljust(widths[key]), "bold") for key in block])
-        for label, row in zip(labels, rows.values(), strict=True):
-            cells = {record["cell"]: cell_text(record) for record in row}
-            if not any(key in cells for key in block):
+        for label, row in zip(labels, cells, strict=True):
+            if all(row[key] == _NO_CELL for key in block):
                 continue
             line: Line = [(_cut(label, label_width).ljust(label_width), "")]
-            for key in block:
-                text, color = cells.get(key, ("-", ""))
-                line.append(("  " + text.ljust(widths[key]), color))
+            line += [("  " + row[key][0].ljust(widths[key]), row[key][1]) for key in block]
             lines.append(line)
-    for label, row in zip(labels, rows.values(), strict=True):
-        for record in row:
+    for label, records in zip(labels, rows.values(), strict=True):
+        for record in records:
             if not record["backend"]:
                 text, color = cell_text(record)
                 lines.append([(f"{_cut(label, label_width).ljust(label_width)}  ", ""), (text, color)])
                 lines[-1].append((f": {record['message'].splitlines()[0]}"[: width - label_width - len(text) - 2], ""))
     return lines
+
+
+_NO_CELL = ("-", "")
+
+
+def _cell(records: Sequence[Record]) -> tuple[str, str]:
+    """What stands in one column of a test: a backend with several sets of options has several checks there."""
+    if not records:
+        return _NO_CELL
+    found = Counter(cell_text(record) for record in records)
+    colors = [color for _, color in found]
+    color = next((one for one in ("red", "yellow") if one in colors), colors[0])
+    if len(records) == 1:
+        return cell_text(records[0])
+    return ", ".join(f"{count} {text}" for (text, _), count in found.items()), color
 
 
 def totals(records: Iterable[Record]) -> str:
@@ -161,27 +171,28 @@ def _fine(row: Iterable[Record]) -> bool:
     return all(cell_text(record)[0] == "ok" for record in row)
 
 
+def _column(record: Record) -> str:
+    """The column of a check: its cell without the backend's options, `compile-cpu`."""
+    return str(record["backend"].partition(":")[0] + record["cell"][len(record["backend"]) :])
+
+
 def _columns(records: Iterable[Record]) -> dict[str, str]:
-    """The columns by cell id, in the order of the backends, with the shortest title that tells them apart."""
-    cells = {record["cell"]: record for record in records if record["backend"]}
+    """The columns in the order of the backends, with the shortest title that tells them apart."""
+    found = {_column(record): record["backend"].partition(":")[0] for record in records if record["backend"]}
     known = backend_names()
-
-    def order(record: Record) -> tuple[int, str]:
-        name = record["backend"].partition(":")[0]
-        return (known.index(name) if name in known else len(known), record["cell"])
-
-    ordered = sorted(cells.values(), key=order)
-    titles = [record["backend"] for record in ordered]
-    if len(set(titles)) < len(titles):
-        titles = [record["cell"] for record in ordered]
-    return {record["cell"]: title for record, title in zip(ordered, titles, strict=True)}
+    ordered = sorted(found, key=lambda key: (known.index(found[key]) if found[key] in known else len(known), key))
+    alone = len(set(found.values())) == len(found)
+    return {key: found[key] if alone else key for key in ordered}
 
 
 def _labels(origins: Sequence[str]) -> list[str]:
-    """The tests' names; with their file only if there are several files."""
-    if len({origin.partition("::")[0] for origin in origins}) > 1:
-        return list(origins)
-    return [origin.partition("::")[2] or origin for origin in origins]
+    """The tests' names; with their file, less the folder that all have in common, only if there are several files."""
+    files = {origin.partition("::")[0] for origin in origins}
+    if len(files) <= 1:
+        return [origin.partition("::")[2] or origin for origin in origins]
+    folders = {file.rpartition("/")[0] for file in files}
+    common = len(folders.pop()) + 1 if len(folders) == 1 and "" not in folders else 0
+    return [origin[common:] for origin in origins]
 
 
 def _cut(label: str, width: int) -> str:

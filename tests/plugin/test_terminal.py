@@ -75,7 +75,7 @@ def test_verbose(project: Project) -> None:
     project.test(TESTS)
     result = project.run("-v")
     result.stdout.fnmatch_lines(
-        ["test_models.py::test_gate[[]trace-cpu[]]: inputs: 1 example, * special; * s (reference *, export *, run *)"]
+        ["test_models.py::test_gate[[]trace-cpu[]]: inputs: 1 example, *; * s (reference *, export *, run *)"]
     )
 
 
