@@ -186,11 +186,11 @@ def _columns(records: Iterable[Record]) -> dict[str, str]:
 
 
 def _labels(origins: Sequence[str]) -> list[str]:
-    """The tests' names; with their file, less the folder that all have in common, only if there are several files."""
-    files = {origin.partition("::")[0] for origin in origins}
-    if len(files) <= 1:
-        return [origin.partition("::")[2] or origin for origin in origins]
-    folders = {file.rpartition("/")[0] for file in files}
+    """The tests' names; with their files, less the folder that all have in common, where names alone are not enough."""
+    names = [origin.partition("::")[2] or origin for origin in origins]
+    if len(set(names)) == len(names):
+        return names
+    folders = {origin.partition("::")[0].rpartition("/")[0] for origin in origins}
     common = len(folders.pop()) + 1 if len(folders) == 1 and "" not in folders else 0
     return [origin[common:] for origin in origins]
 
