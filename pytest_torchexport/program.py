@@ -61,7 +61,7 @@ def make(
             snapshot.restore()
             with at(Stage.SAVE), quiet():
                 path = backend.save(exported, directory)
-            with at(Stage.LOAD):
+            with at(Stage.LOAD), quiet():
                 return backend.load(exported, path, request), path
         finally:
             snapshot.restore()
@@ -106,11 +106,11 @@ class Program:
             trial.calls,
             device=self._plan.device,
             seed=self._plan.seed,
-            keep_apart=live,
             parameters=self.parameters() if self._gradients else None,
             names=positional_names(self._plan.model, self._plan.example),
             needs_grad_mode=self._reference.needs_grad_mode,
-            clone_all=self._reference.reuses_memory,
+            # Code that rebinds its state may return it: what is returned now is overwritten by the next start.
+            clone_all=self._reference.reuses_memory or bool(live),
         )
         record.state = self._changes()
         return record

@@ -346,17 +346,29 @@ def _count(base: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Mask(Derived):
-    """Flags, or integers that are only 0 and 1. `alive`: every row of the example has a flag set."""
+    """Flags, or integers that are only 0 and 1.
+
+    Attributes:
+        alive: every row of the example has a flag set.
+        padding: every row of the example is set up to some place and clear behind it, as the mask of a padded batch
+            is. A row of ones shows that only where the flags are integers, the form of attention masks.
+    """
 
     alive: bool
+    padding: bool
 
     @classmethod
     def of(cls, example: torch.Tensor) -> _Mask:
-        return cls(bool(example.dim() and example.numel() and (example != 0).any(-1).all()))
+        flags = example != 0
+        if not example.dim() or not example.numel():
+            return cls(alive=False, padding=False)
+        falling = bool((flags[..., :-1] | ~flags[..., 1:]).all()) and bool(flags[..., 0].all())
+        shown = example.dtype is not torch.bool or not bool(flags.all())
+        return cls(alive=bool(flags.any(-1).all()), padding=falling and shown and example.shape[-1] > 2)
 
     def random(self, example: Any, want: Want) -> Any:
         shape = want.shape
-        if shape and shape[-1] and want.below(3) == 0:  # padding: a prefix of each row
+        if shape and shape[-1] and (self.padding or want.below(3) == 0):  # a prefix of each row
             lengths = torch.randint(shape[-1] + 1, (*shape[:-1], 1), generator=want.generator)
             flags = torch.arange(shape[-1]) < lengths
         else:
@@ -375,6 +387,8 @@ class _Mask(Derived):
             ("only the first set", made(lambda shape: _position(shape) <= 0)),
         ]
         names = ("all True", "all False") if example.dtype is torch.bool else ("ones", "zeros")
+        if self.padding:
+            return [(names[0], made(torch.ones)), half[0], half[2]]
         return [(names[0], made(torch.ones)), *(half if example.dim() else []), (names[1], made(torch.zeros))]
 
 
