@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from pytest_torchexport.compare.dispatch import InDouble, Jitter, NoDouble, Path, Watch
+from pytest_torchexport.compare.double import InDouble, NoDouble
+from pytest_torchexport.compare.jitter import Jitter
+from pytest_torchexport.compare.path import Path, Watch
 from pytest_torchexport.compare.tolerance import default_for
 from pytest_torchexport.compare.tree import as_tensor
 from pytest_torchexport.outcome import Cause, Leaf

@@ -8,15 +8,12 @@ import pytest
 
 from pytest_torchexport.plugin import marks, options
 from pytest_torchexport.plugin.options import REPORT, REQUIRE
-from pytest_torchexport.plugin.stash import WORKERINPUT, Run
+from pytest_torchexport.plugin.stash import PROPERTY, WORKERINPUT, Run
 
 # ruff: noqa: PLC0415 - what a hook needs is loaded when it has something to do
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-PROPERTY = "torchexport"
-"""Name of the user property that carries an outcome as plain data."""
 
 _PHASES = ("setup", "call", "teardown")
 _UNCHECKED = ("skipped", "invalid")

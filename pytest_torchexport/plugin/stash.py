@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pytest_torchexport.check import ReferenceStore
     from pytest_torchexport.plugin.settings import Settings
 
+PROPERTY = "torchexport"
+"""Name of the user property that carries an outcome as plain data."""
 WORKERINPUT = "torchexport"
 """Key of what the controller of pytest-xdist tells its workers."""
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_torchexport.outcome import NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plugin.marks import PARAMETER
 from pytest_torchexport.plugin.matrix import Cell, NoCell
-from pytest_torchexport.plugin.reporting import PROPERTY
-from pytest_torchexport.plugin.stash import RUN
+from pytest_torchexport.plugin.stash import PROPERTY, RUN
 from pytest_torchexport.report.junit import properties
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from torch import nn
 
 from pytest_torchexport import Tolerance, check
 from pytest_torchexport.backends.base import Structure
-from pytest_torchexport.compare.dispatch import InDouble, Jitter
+from pytest_torchexport.compare.double import InDouble
+from pytest_torchexport.compare.jitter import Jitter
 from pytest_torchexport.compare.leaf import compare_leaf
 from pytest_torchexport.compare.noise import Eager, Opinion, RoundingNoise, TooChaotic, in_double
 from pytest_torchexport.compare.records import StateView, compare_records, named_leaves

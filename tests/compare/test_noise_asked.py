@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.compare import dispatch
+from pytest_torchexport.compare import jitter
 from pytest_torchexport.compare.leaf import compare_leaf
 from pytest_torchexport.compare.noise import Eager, RoundingNoise
 from pytest_torchexport.subject.call import Call
@@ -73,8 +73,8 @@ def test_the_opinion_does_not_depend_on_what_was_asked_before() -> None:
 
 def test_the_default_device_of_the_user_changes_nothing() -> None:
     expected = Measured().judge("rows", 5e-6)
-    dispatch._factors.cache_clear()
-    dispatch._signs.cache_clear()
+    jitter._factors.cache_clear()
+    jitter._signs.cache_clear()
     measured = Measured()
     torch.set_default_device("meta")
     try:
