@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
-import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_torchexport import environment
-from pytest_torchexport.backends.base import Backend, Exported, FlatOutput
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.compare.records import Comparison, compare_records
-from pytest_torchexport.diagnose import keep, message
-from pytest_torchexport.diagnose.cause import Attribution, Finding, attribute
-from pytest_torchexport.diagnose.refusal import explain
+from pytest_torchexport.diagnose.cause import Finding, attribute
+from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
 from pytest_torchexport.errors import (
     BackendUnavailable,
     ConventionError,
@@ -26,7 +22,7 @@ from pytest_torchexport.errors import (
     NothingCompiled,
     ReferenceInvalid,
 )
-from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
+from pytest_torchexport.outcome import Cause, Input, Leaf, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make
 from pytest_torchexport.reference import (
@@ -38,14 +34,14 @@ from pytest_torchexport.reference import (
     second_opinion,
 )
 from pytest_torchexport.subject import devices
-from pytest_torchexport.subject.call import name_of
-from pytest_torchexport.subject.run import Record
 from pytest_torchexport.subject.state import Snapshot, parameter_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from pytest_torchexport.backends.base import Backend, Exported
     from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.subject.run import Record
 
 __all__ = [
     "Policy",
@@ -58,32 +54,6 @@ __all__ = [
     "raise_for",
     "run",
 ]
-
-_LEAVES_KEPT = 20
-"""Disagreeing leaves that an outcome holds; a model with thousands of outputs should not fill a report."""
-
-
-@dataclass
-class Surroundings:
-    """What the caller lends the engine.
-
-    Attributes:
-        references: eager's results, shared by the checks of one test.
-        directory: scratch folder for the artifact; None makes a temporary one that is gone afterwards.
-        test: id of the test, for the report.
-        origin: id of the test function; with the seed it decides all random numbers.
-        on_stage: told each stage before it starts, so that a crash has a stage.
-        keep_in: folder for what is kept of this check.
-        keep: when it is kept.
-    """
-
-    references: ReferenceStore = field(default_factory=ReferenceStore)
-    directory: Path | None = None
-    test: str | None = None
-    origin: str = ""
-    on_stage: Callable[[Stage], None] = lambda _: None
-    keep_in: Path | None = None
-    keep: Literal["on", "off", "retain-on-failure"] = "off"
 
 
 def check(
@@ -171,14 +141,14 @@ def run(subject: Subject, policy: Policy, surroundings: Surroundings) -> Outcome
     """
     backend, device = make_backend(policy.backend), devices.parse(policy.device)
     plan = make_plan(subject, policy, surroundings.origin)
-    story = _Story(plan, policy, surroundings, backend)
+    draft = Draft(plan, policy, surroundings, backend)
     missing = devices.unavailable(device) or backend.unavailable(device)
     if missing is not None:
-        return story.skipped(missing)
+        return draft.skipped(missing)
     # Tensors made in inference mode cannot be exported, saved or differentiated.
     with torch.inference_mode(mode=False), _scratch(surroundings) as directory:
         plan.place(device)
-        return story.tell(directory)
+        return _Story(plan, policy, surroundings, backend, draft).tell(directory)
 
 
 def export(subject: Subject, policy: Policy, surroundings: Surroundings) -> Exported:
@@ -217,120 +187,83 @@ class _Unjudged:
 
 
 @dataclass
-class _Failure:
-    """An input on which the exported program did not do what eager did."""
-
-    trial: Trial
-    finding: Finding
-    record: Record
-
-
-@dataclass
 class _Story:
-    """One check as it happens: what is known so far, and the outcome that is made of it."""
+    """One check as it happens."""
 
     plan: Plan
     policy: Policy
     surroundings: Surroundings
     backend: Backend
-    stage: Stage = Stage.REFERENCE
-    durations: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    inputs: list[Input] = field(default_factory=list)
-    not_checked: dict[NotChecked, None] = field(default_factory=dict)
-    compared: int = 0
-    has_values: bool = False
-    worst: Leaf | None = None
-    shown: _Failure | None = None
+    draft: Draft
 
     def tell(self, directory: Path) -> Outcome:
         """Reference, export, save, load, run and compare, conclude."""
         plan = self.plan
         versions, flags = environment.versions(), devices.numerics_flags()
-        self.facts["environment"] = {"versions": versions, "eager": flags}
+        self.draft.facts["environment"] = {"versions": versions, "eager": flags}
         snapshot, marks = Snapshot(plan.model), parameter_marks(plan.model)
-        with self._at(Stage.REFERENCE):
+        with self.draft.at(Stage.REFERENCE):
             reference = self.surroundings.references.get(plan, snapshot)
-        self.facts["dropped"] = dict(reference.dropped)
-        self._note(*(NotChecked(what, why) for what, why in reference.notes))
+        self.draft.facts["dropped"] = dict(reference.dropped)
+        self.draft.note(*(NotChecked(what, why) for what, why in reference.notes))
         if reference.invalid is not None:
-            return self._kept(self._outcome(Verdict.INVALID, reference.invalid))
+            return self.draft.kept(self.draft.outcome(Verdict.INVALID, reference.invalid))
         try:
             program = self._make(snapshot, reference, directory)
         except BackendUnavailable as error:
-            return self.skipped(str(error))
+            return self.draft.skipped(str(error))
         except Exception as error:  # noqa: BLE001 whatever the exporter raises is a verdict
-            return self._kept(self._refused(error))
+            return self.draft.kept(self.draft.refused(error))
         try:
             outcome = self._run_all(program, snapshot, reference)
         except Unstable as drift:
-            outcome = self._unstable(str(drift))
+            outcome = self.draft.unstable(str(drift))
         finally:
             program.close()
-        return self._kept(self._writes_parameters(marks) or outcome)
-
-    def skipped(self, reason: str) -> Outcome:
-        """The outcome where the backend or the device is not here."""
-        self._note(NotChecked(f"{self.backend.id} on {self.policy.device}", reason))
-        return self._outcome(Verdict.SKIPPED, reason)
-
-    @contextmanager
-    def _at(self, stage: Stage) -> Iterator[None]:
-        """Record the stage before it starts, and the seconds that it takes."""
-        if stage is not self.stage or stage is Stage.REFERENCE:
-            self.surroundings.on_stage(stage)
-        self.stage = stage
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.durations[stage.value] = self.durations.get(stage.value, 0.0) + time.perf_counter() - start
-
-    def _note(self, *entries: NotChecked) -> None:
-        self.not_checked |= dict.fromkeys(entries)
+        return self.draft.kept(self.draft.writes_parameters(marks) or outcome)
 
     def _make(self, snapshot: Snapshot, reference: Reference, directory: Path) -> Program:
         plan = self.plan
         grad_mode = plan.grad or reference.needs_grad_mode
-        exported, path = make(self.backend, plan, snapshot, directory, grad_mode=grad_mode, at=self._at)
-        self.facts |= {"artifact": path and str(path), "artifact_bytes": path and _size(path)}
-        self._note(*exported.not_checked)
+        exported, path = make(self.backend, plan, snapshot, directory, grad_mode=grad_mode, at=self.draft.at)
+        self.draft.facts |= {"artifact": path and str(path), "artifact_bytes": path and size_of(path)}
+        self.draft.note(*exported.not_checked)
         return Program(exported, plan, snapshot, reference, gradients=plan.grad and self.backend.gradients)
 
     def _run_all(self, program: Program, snapshot: Snapshot, reference: Reference) -> Outcome:
         """Run and compare every input, then conclude from all of them."""
-        failures: list[_Failure] = []
+        failures: list[Failure] = []
         unjudged: list[tuple[Trial, str]] = []
         # A call that raises comes last: torch.compile runs a function that has raised in eager from then on.
         for trial in sorted(reference.trials, key=lambda trial: trial.record.error is not None):
-            with self._at(Stage.RUN):
+            with self.draft.at(Stage.RUN):
                 record = program.run(trial)
             if isinstance(record.error, ConventionError):
                 if trial.kind == "extra" or self._is_declared(record.error.argument):
-                    return self._fixed_argument(record.error, trial)
-                self._note(NotChecked(f"input {trial.label}", record.error.reason))
+                    return self.draft.fixed_argument(record.error, trial)
+                self.draft.note(NotChecked(f"input {trial.label}", record.error.reason))
                 continue
             if isinstance(record.error, NothingCompiled) and trial.record.error is None:
-                self.facts["details"] = dict(program.exported.details)
-                return self._refused(record.error)
-            with self._at(Stage.COMPARE):
+                self.draft.facts["details"] = dict(program.exported.details)
+                return self.draft.refused(record.error)
+            with self.draft.at(Stage.COMPARE):
                 finding = self._compare(program, snapshot, reference, trial, record)
             if isinstance(finding, _Unjudged):
-                self._note(NotChecked(f"input {trial.label}", finding.why))
+                self.draft.note(NotChecked(f"input {trial.label}", finding.why))
                 unjudged.append((trial, finding.why))
                 continue
-            self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=finding is None))
+            self.draft.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=finding is None))
             if finding is not None:
-                failures.append(_Failure(trial, finding, record))
-        self.facts["details"] = dict(program.exported.details)
-        self.facts["environment"] |= {"exported": devices.numerics_flags()}
-        self._note(*program.exported.not_checked)
+                failures.append(Failure(trial, finding, record))
+        self.draft.facts["details"] = dict(program.exported.details)
+        self.draft.facts["environment"] |= {"exported": devices.numerics_flags()}
+        self.draft.note(*program.exported.not_checked)
         # A few inputs on which eager is mostly noise (constant ones, before a normalisation) say nothing of a model.
         named = any(trial.kind in ("example", "extra") for trial, _ in unjudged)
-        if unjudged and not failures and (named or len(unjudged) > len(self.inputs)):
-            return self._outcome(Verdict.INVALID, f"on the input {unjudged[0][0].label}, {unjudged[0][1]}")
+        if unjudged and not failures and (named or len(unjudged) > len(self.draft.inputs)):
+            return self.draft.outcome(Verdict.INVALID, f"on the input {unjudged[0][0].label}, {unjudged[0][1]}")
         if not failures:
-            return self._equivalent()
+            return self.draft.equivalent()
         return self._not_equivalent(snapshot, reference, program.exported, failures)
 
     def _compare(
@@ -358,14 +291,14 @@ class _Story:
                 second_opinion=None if self.policy.tolerance else second_opinion(plan, snapshot, reference, trial),
             )
         if not comparison.unjudged or comparison.disagreeing:
-            self._count(comparison.leaves)
+            self.draft.count(comparison.leaves)
         for path in comparison.left_out:
-            self._note(NotChecked(path, "it is no tensor: the exported program does not return it"))
+            self.draft.note(NotChecked(path, "it is no tensor: the exported program does not return it"))
         for name in comparison.unread:
             why = "forward changes it, and it cannot be read from the exported program; later calls were compared"
             if all(len(trial.calls) == 1 for trial in reference.trials):
                 why = "forward changes it, and it cannot be read from the exported program; no later call was made"
-            self._note(NotChecked(f"state {name!r}", why))
+            self.draft.note(NotChecked(f"state {name!r}", why))
         if raised is None and not comparison.disagreeing:
             return _Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
         return Finding(
@@ -388,184 +321,35 @@ class _Story:
         )
         return Finding((leaf,), None, is_example=False, same_shapes=True, calls=len(trial.calls))
 
-    def _count(self, leaves: list[Leaf]) -> None:
-        """Keep what the outcome says of all comparisons: their number, and the worst of them."""
-        self.compared += len(leaves)
-        self.has_values |= any(leaf.dtype for leaf in leaves)
-        self.worst = max([*leaves, *filter(None, [self.worst])], key=lambda leaf: leaf.excess, default=None)
-
     def _gradients_of(self, program: Program, trial: Trial) -> frozenset[str]:
         """Names of eager's gradients that the program has too; the others are in the ledger."""
         if not self.plan.grad:
             return frozenset()
         if not self.backend.gradients:
-            self._note(NotChecked("gradients", f"{self.backend.name} programs have none"))
+            self.draft.note(NotChecked("gradients", f"{self.backend.name} programs have none"))
             return frozenset()
         frozen = (self.plan.parameters() or {}).keys() - program.parameters().keys()
         for name in frozen:
-            self._note(NotChecked(f"gradient of {name}", "the exported program holds the parameter as a constant"))
+            self.draft.note(NotChecked(f"gradient of {name}", "the exported program holds the parameter as a constant"))
         return frozenset(trial.record.gradients) - {f"gradient of {name}" for name in frozen}
 
     def _is_declared(self, argument: str) -> bool:
         """Whether the user said that this argument varies."""
         return any(argument == name or argument.startswith((name + "[", name + ".")) for name in self.plan.inputs or ())
 
-    def _equivalent(self) -> Outcome:
-        if not self.inputs or not self.has_values:
-            reasons = "; ".join(entry.why for entry in self.not_checked) or "eager returns neither tensors nor numbers"
-            return self._outcome(Verdict.INVALID, f"nothing could be compared: {reasons}")
-        counts = f"{_number(self.compared, 'comparison')} on {_number(len(self.inputs), 'input')}"
-        head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.EQUIVALENT, counts)
-        return self._outcome(Verdict.EQUIVALENT, head)
-
     def _not_equivalent(
-        self, snapshot: Snapshot, reference: Reference, exported: Exported, failures: list[_Failure]
+        self, snapshot: Snapshot, reference: Reference, exported: Exported, failures: list[Failure]
     ) -> Outcome:
         """Make sure that eager is not to blame, find the cause, and say it on the simplest input that fails."""
         first = failures[0]
         raises = first.trial.record.error is not None
         differs = None if raises else agrees_with_itself(self.plan, snapshot, reference, first.trial)
         if differs is not None:
-            return self._unstable(f"the input {first.trial.label}: {differs.path} ({differs.reason})")
+            return self.draft.unstable(f"the input {first.trial.label}: {differs.path} ({differs.reason})")
         finding = first.finding
         verdict = Verdict.FAILED if finding.raised else Verdict.MISMATCH
-        cause = attribute([failure.finding for failure in failures], len(self.inputs), exported.suspicions)
-        return self._conclude(verdict, cause, first)
-
-    def _unstable(self, where: str) -> Outcome:
-        why = (
-            f"eager {self._model} is not deterministic: two runs from the same state and random seed differ on {where}"
-        )
-        return self._outcome(Verdict.INVALID, why)
-
-    def _writes_parameters(self, marks: dict[str, Any]) -> Outcome | None:
-        """The outcome where the exported program wrote the model's weights, which eager leaves alone."""
-        changed = [name for name, mark in parameter_marks(self.plan.model).items() if marks[name] != mark]
-        if not changed:
-            return None
-        rest = f"{Cause.LOST_STATE.value}, exporting or running it writes the model's parameter {changed[0]!r}"
-        head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.MISMATCH, rest)
-        text = f"{head}\n  eager leaves it alone. The model of this test now holds the changed weights."
-        return self._outcome(Verdict.MISMATCH, text, cause=Cause.LOST_STATE)
-
-    def _conclude(self, verdict: Verdict, cause: Attribution, failure: _Failure) -> Outcome:
-        finding, trial = failure.finding, failure.trial
-        leaves = sorted(finding.leaves, key=lambda leaf: -leaf.excess)
-        rest = cause.cause.value
-        if cause.location is not None:
-            rest += f" at {Path(cause.location.file).name}:{cause.location.line}"
-        if finding.raised:
-            rest += f", it raises {finding.raised.splitlines()[0]}"
-        elif leaves:
-            rest += f", {message.how_it_differs(leaves[0])}"
-        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, rest)
-        arguments = trial.describe()
-        text = message.mismatch(
-            head, cause, label=trial.label, arguments=arguments, leaves=leaves, raised=finding.raised
-        )
-        self.shown = failure
-        return self._outcome(
-            verdict,
-            text,
-            cause=cause.cause,
-            location=cause.location,
-            evidence=cause.evidence,
-            leaves=tuple(leaves[:_LEAVES_KEPT]),
-            failing_input=arguments,
-        )
-
-    def _fixed_argument(self, error: ConventionError, trial: Trial) -> Outcome:
-        """A declared argument that the exported program holds as a constant: the user says that it varies."""
-        asked = (
-            "extra_inputs names a call with another value"
-            if trial.kind == "extra"
-            else "inputs= declares that it varies"
-        )
-        text = f"argument {error.argument!r}: {asked}, and {error.reason}"
-        cause = Attribution(Cause.BAKED_VALUE, None, (Evidence(text),))
-        finding = Finding((), None, is_example=False, same_shapes=True, calls=len(trial.calls))
-        self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=False))
-        return self._conclude(Verdict.MISMATCH, cause, _Failure(trial, finding, Record()))
-
-    def _refused(self, error: Exception) -> Outcome:
-        """The outcome where the exporter, or writing or reading back its artifact, raised."""
-        reason, location = explain(error)
-        verdict = Verdict.FAILED if self.stage is Stage.LOAD else Verdict.REFUSED
-        first = message.first_sentence(reason) or type(error).__name__
-        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, first)
-        detail = reason.strip().removeprefix(first).strip()
-        cause = Cause.EXCEPTION if verdict is Verdict.FAILED else None
-        return self._outcome(verdict, message.refused(head, location, detail), cause=cause, location=location)
-
-    def _kept(self, outcome: Outcome) -> Outcome:
-        """Keep what a person will want to look at, if the policy says so."""
-        around = self.surroundings
-        wanted = around.keep == "on" or (around.keep == "retain-on-failure" and outcome.failed)
-        if around.keep_in is None or not wanted:
-            # A temporary folder is gone when the outcome is read.
-            return dataclasses.replace(outcome, artifact=None) if around.directory is None else outcome
-        tensors: dict[str, Any] = {}
-        if self.shown is not None:
-            trial, record = self.shown.trial, self.shown.record
-            tensors["input"] = [self.plan.names(call) for call in trial.calls]
-            tensors["eager"] = trial.record.outputs
-            tensors["exported"] = [_values(output) for output in record.outputs]
-        artifact = self.facts.get("artifact")
-        return keep.keep(outcome, around.keep_in, Path(artifact) if artifact else None, tensors)
-
-    @property
-    def _model(self) -> str:
-        return name_of(self.plan.model)
-
-    def _outcome(
-        self,
-        verdict: Verdict,
-        text: str,
-        *,
-        cause: Cause | None = None,
-        location: Location | None = None,
-        evidence: tuple[Evidence, ...] = (),
-        leaves: tuple[Leaf, ...] = (),
-        failing_input: str | None = None,
-    ) -> Outcome:
-        """The outcome with all that is known so far."""
-        tolerance = self.policy.tolerance
-        return Outcome(
-            verdict=verdict,
-            stage=self.stage,
-            backend=self.backend.id,
-            device=self.policy.device,
-            message=text,
-            model=self._model,
-            dtype=self.policy.dtype,
-            test=self.surroundings.test,
-            seed=self.policy.seed,
-            cause=cause,
-            location=location,
-            evidence=evidence,
-            worst=self.worst,
-            leaves=leaves,
-            compared=self.compared,
-            inputs=tuple(self.inputs),
-            failing_input=failing_input,
-            not_checked=tuple(self.not_checked),
-            tolerance=f"set: {tolerance}" if tolerance else "default",
-            durations=dict(self.durations),
-            **self.facts,
-        )
-
-
-def _size(path: Path) -> int:
-    """Bytes of the artifact, with the files that lie beside it."""
-    return sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-
-
-def _values(output: Any) -> Any:
-    return output.values if isinstance(output, FlatOutput) else output
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+        cause = attribute([failure.finding for failure in failures], len(self.draft.inputs), exported.suspicions)
+        return self.draft.conclude(verdict, cause, first)
 
 
 def _cut(text: str, limit: int = 500) -> str:

@@ -23,6 +23,7 @@ LAYERS = (
     ("reference",),
     ("program",),
     ("diagnose",),
+    ("draft",),
     ("check",),
     ("conformance",),
     ("plugin",),

@@ -1,0 +1,253 @@
+"""The outcome of a check in the making: what is known so far, and the words for each way that it can end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_torchexport.backends.base import Backend, FlatOutput
+from pytest_torchexport.diagnose import keep, message
+from pytest_torchexport.diagnose.cause import Attribution, Finding
+from pytest_torchexport.diagnose.refusal import explain
+from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
+from pytest_torchexport.reference import ReferenceStore, Trial
+from pytest_torchexport.subject.call import name_of
+from pytest_torchexport.subject.run import Record
+from pytest_torchexport.subject.state import parameter_marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_torchexport.errors import ConventionError
+    from pytest_torchexport.plan import Plan, Policy
+
+_LEAVES_KEPT = 20
+"""Disagreeing leaves that an outcome holds; a model with thousands of outputs should not fill a report."""
+
+
+@dataclass
+class Surroundings:
+    """What the caller lends the engine.
+
+    Attributes:
+        references: eager's results, shared by the checks of one test.
+        directory: scratch folder for the artifact; None makes a temporary one that is gone afterwards.
+        test: id of the test, for the report.
+        origin: id of the test function; with the seed it decides all random numbers.
+        on_stage: told each stage before it starts, so that a crash has a stage.
+        keep_in: folder for what is kept of this check.
+        keep: when it is kept.
+    """
+
+    references: ReferenceStore = field(default_factory=ReferenceStore)
+    directory: Path | None = None
+    test: str | None = None
+    origin: str = ""
+    on_stage: Callable[[Stage], None] = lambda _: None
+    keep_in: Path | None = None
+    keep: Literal["on", "off", "retain-on-failure"] = "off"
+
+
+@dataclass
+class Failure:
+    """An input on which the exported program did not do what eager did."""
+
+    trial: Trial
+    finding: Finding
+    record: Record
+
+
+@dataclass
+class Draft:
+    """What is known of a check so far."""
+
+    plan: Plan
+    policy: Policy
+    surroundings: Surroundings
+    backend: Backend
+    stage: Stage = Stage.REFERENCE
+    durations: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    inputs: list[Input] = field(default_factory=list)
+    not_checked: dict[NotChecked, None] = field(default_factory=dict)
+    compared: int = 0
+    has_values: bool = False
+    worst: Leaf | None = None
+    shown: Failure | None = None
+
+    @contextmanager
+    def at(self, stage: Stage) -> Iterator[None]:
+        """Record the stage before it starts, and the seconds that it takes."""
+        if stage is not self.stage or stage is Stage.REFERENCE:
+            self.surroundings.on_stage(stage)
+        self.stage = stage
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.durations[stage.value] = self.durations.get(stage.value, 0.0) + time.perf_counter() - start
+
+    def note(self, *entries: NotChecked) -> None:
+        """Enter something into the not-checked ledger, once."""
+        self.not_checked |= dict.fromkeys(entries)
+
+    def count(self, leaves: list[Leaf]) -> None:
+        """Keep what the outcome says of all comparisons: their number, and the worst of them."""
+        self.compared += len(leaves)
+        self.has_values |= any(leaf.dtype for leaf in leaves)
+        self.worst = max([*leaves, *filter(None, [self.worst])], key=lambda leaf: leaf.excess, default=None)
+
+    def skipped(self, reason: str) -> Outcome:
+        """The outcome where the backend or the device is not here."""
+        self.note(NotChecked(f"{self.backend.id} on {self.policy.device}", reason))
+        return self.outcome(Verdict.SKIPPED, reason)
+
+    def equivalent(self) -> Outcome:
+        """The outcome where nothing differs; never a pass if nothing was compared."""
+        if not self.inputs or not self.has_values:
+            reasons = "; ".join(entry.why for entry in self.not_checked) or "eager returns neither tensors nor numbers"
+            return self.outcome(Verdict.INVALID, f"nothing could be compared: {reasons}")
+        counts = f"{_number(self.compared, 'comparison')} on {_number(len(self.inputs), 'input')}"
+        head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.EQUIVALENT, counts)
+        return self.outcome(Verdict.EQUIVALENT, head)
+
+    def unstable(self, where: str) -> Outcome:
+        """The outcome where eager does not repeat its own result."""
+        why = (
+            f"eager {self._model} is not deterministic: two runs from the same state and random seed differ on {where}"
+        )
+        return self.outcome(Verdict.INVALID, why)
+
+    def writes_parameters(self, marks: dict[str, Any]) -> Outcome | None:
+        """The outcome where the exported program wrote the model's weights, which eager leaves alone."""
+        changed = [name for name, mark in parameter_marks(self.plan.model).items() if marks[name] != mark]
+        if not changed:
+            return None
+        rest = f"{Cause.LOST_STATE.value}, exporting or running it writes the model's parameter {changed[0]!r}"
+        head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.MISMATCH, rest)
+        text = f"{head}\n  eager leaves it alone. The model of this test now holds the changed weights."
+        return self.outcome(Verdict.MISMATCH, text, cause=Cause.LOST_STATE)
+
+    def conclude(self, verdict: Verdict, cause: Attribution, failure: Failure) -> Outcome:
+        """The outcome where an input fails: its cause, and what differs on it."""
+        finding, trial = failure.finding, failure.trial
+        leaves = sorted(finding.leaves, key=lambda leaf: -leaf.excess)
+        rest = cause.cause.value
+        if cause.location is not None:
+            rest += f" at {Path(cause.location.file).name}:{cause.location.line}"
+        if finding.raised:
+            rest += f", it raises {finding.raised.splitlines()[0]}"
+        elif leaves:
+            rest += f", {message.how_it_differs(leaves[0])}"
+        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, rest)
+        arguments = trial.describe()
+        text = message.mismatch(
+            head, cause, label=trial.label, arguments=arguments, leaves=leaves, raised=finding.raised
+        )
+        self.shown = failure
+        return self.outcome(
+            verdict,
+            text,
+            cause=cause.cause,
+            location=cause.location,
+            evidence=cause.evidence,
+            leaves=tuple(leaves[:_LEAVES_KEPT]),
+            failing_input=arguments,
+        )
+
+    def fixed_argument(self, error: ConventionError, trial: Trial) -> Outcome:
+        """A declared argument that the exported program holds as a constant: the user says that it varies."""
+        asked = (
+            "extra_inputs names a call with another value"
+            if trial.kind == "extra"
+            else "inputs= declares that it varies"
+        )
+        text = f"argument {error.argument!r}: {asked}, and {error.reason}"
+        cause = Attribution(Cause.BAKED_VALUE, None, (Evidence(text),))
+        finding = Finding((), None, is_example=False, same_shapes=True, calls=len(trial.calls))
+        self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=False))
+        return self.conclude(Verdict.MISMATCH, cause, Failure(trial, finding, Record()))
+
+    def refused(self, error: Exception) -> Outcome:
+        """The outcome where the exporter, or writing or reading back its artifact, raised."""
+        reason, location = explain(error)
+        verdict = Verdict.FAILED if self.stage is Stage.LOAD else Verdict.REFUSED
+        first = message.first_sentence(reason) or type(error).__name__
+        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, first)
+        detail = reason.strip().removeprefix(first).strip()
+        cause = Cause.EXCEPTION if verdict is Verdict.FAILED else None
+        return self.outcome(verdict, message.refused(head, location, detail), cause=cause, location=location)
+
+    def kept(self, outcome: Outcome) -> Outcome:
+        """Keep what a person will want to look at, if the policy says so."""
+        around = self.surroundings
+        wanted = around.keep == "on" or (around.keep == "retain-on-failure" and outcome.failed)
+        if around.keep_in is None or not wanted:
+            # A temporary folder is gone when the outcome is read.
+            return dataclasses.replace(outcome, artifact=None) if around.directory is None else outcome
+        tensors: dict[str, Any] = {}
+        if self.shown is not None:
+            trial, record = self.shown.trial, self.shown.record
+            tensors["input"] = [self.plan.names(call) for call in trial.calls]
+            tensors["eager"] = trial.record.outputs
+            tensors["exported"] = [_values(output) for output in record.outputs]
+        artifact = self.facts.get("artifact")
+        return keep.keep(outcome, around.keep_in, Path(artifact) if artifact else None, tensors)
+
+    @property
+    def _model(self) -> str:
+        return name_of(self.plan.model)
+
+    def outcome(
+        self,
+        verdict: Verdict,
+        text: str,
+        *,
+        cause: Cause | None = None,
+        location: Location | None = None,
+        evidence: tuple[Evidence, ...] = (),
+        leaves: tuple[Leaf, ...] = (),
+        failing_input: str | None = None,
+    ) -> Outcome:
+        """The outcome with all that is known so far."""
+        tolerance = self.policy.tolerance
+        return Outcome(
+            verdict=verdict,
+            stage=self.stage,
+            backend=self.backend.id,
+            device=self.policy.device,
+            message=text,
+            model=self._model,
+            dtype=self.policy.dtype,
+            test=self.surroundings.test,
+            seed=self.policy.seed,
+            cause=cause,
+            location=location,
+            evidence=evidence,
+            worst=self.worst,
+            leaves=leaves,
+            compared=self.compared,
+            inputs=tuple(self.inputs),
+            failing_input=failing_input,
+            not_checked=tuple(self.not_checked),
+            tolerance=f"set: {tolerance}" if tolerance else "default",
+            durations=dict(self.durations),
+            **self.facts,
+        )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the artifact, with the files that lie beside it."""
+    return sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+
+
+def _values(output: Any) -> Any:
+    return output.values if isinstance(output, FlatOutput) else output
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
