@@ -89,7 +89,9 @@ class Program:
     @property
     def states(self) -> StateView:
         """Eager's starting state beside the program's."""
-        return self._reference.states(self._reference.start if self.exported.shares_module else self._loaded)
+        if self.exported.shares_module:
+            return self._reference.states(self._reference.start, complete=True)
+        return self._reference.states(self._loaded)
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The program's parameters by name, empty where it holds them as constants."""

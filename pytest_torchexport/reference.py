@@ -68,9 +68,9 @@ class Reference:
     notes: list[tuple[str, str]] = field(default_factory=list)
     reuses_memory: bool = False
 
-    def states(self, exported: Mapping[str, Any] | None) -> StateView:
-        """Eager's starting state beside the loaded program's."""
-        return StateView(self.start, exported, self.buffers)
+    def states(self, exported: Mapping[str, Any] | None, *, complete: bool = False) -> StateView:
+        """Eager's starting state beside the loaded program's; complete if that is the module's own."""
+        return StateView(self.start, exported, self.buffers, complete)
 
 
 class ReferenceStore:

@@ -238,6 +238,54 @@ def test_state_is_seen_without_generated_inputs() -> None:
     assert check(Counts(), (rows(),), n_inputs=0).cause is Cause.LOST_STATE
 
 
+def test_a_list_that_compiled_code_does_not_append_to() -> None:
+    class History(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.history: list[int] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not torch.compiler.is_compiling():
+                self.history.append(1)
+            return x * 2
+
+    assert check(History(), (rows(),), backend="compile:backend=eager").cause is Cause.LOST_STATE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_wrong_row_of_a_mask_does_not_hide_in_rounding(dtype: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 5, 3, padding=1)
+
+    class Mask(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mask: torch.Tensor = self.conv(x).argmax(1)
+            if torch._C._is_tracing():
+                return torch.cat([mask[:, :-1], torch.zeros_like(mask[:, -1:])], 1)
+            return mask
+
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    outcome = check(Mask(), (x,), dtype=dtype, n_inputs=0)
+    assert (outcome.verdict, outcome.cause) == (Verdict.MISMATCH, Cause.NUMERIC)
+
+
+def test_parameters_of_every_dtype() -> None:
+    for dtype in (torch.complex64, torch.uint16, torch.float8_e4m3fn, torch.bool):
+        module = nn.Module()
+        module.weight = nn.Parameter(torch.ones(4).to(dtype), requires_grad=False)
+        weight = module.weight
+
+        def scaled(x: torch.Tensor, weight: torch.Tensor = weight) -> torch.Tensor:
+            return x * weight.real.to(torch.float32) if weight.is_complex() else x * weight.to(torch.float32)
+
+        module.forward = scaled
+        assert check(module, (rows(),)).verdict is Verdict.EQUIVALENT
+
+
 @pytest.mark.parametrize("backend", ["onnx", "onnx-torchscript"])
 def test_ties_have_no_order(backend: str) -> None:
     class Best(nn.Module):

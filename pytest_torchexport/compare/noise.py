@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -33,7 +33,7 @@ LIMIT = 6.0
 _LAST_LIMIT = 5.0
 """The same after the last draw, when the noise is known best."""
 _DRAWS = 8
-_LOUD_DRAWS = 4
+_LOUD_DRAWS = 8
 _LOUDNESS = 8
 _LEAST_SLICE = 8
 """The root mean square over fewer elements may be tiny by luck."""
@@ -72,7 +72,7 @@ class Opinion:
     Attributes:
         agrees: it does.
         score: the worst element's error as a multiple of the noise there; for a discrete leaf the number of elements
-            that noise never flips as a multiple of a quarter of the most that it flips.
+            with a value that noise never gives them, as a multiple of the few that may be.
         limit: what the score was held against.
         draws: number of jittered runs behind it.
         noise: the noise at the worst element, in the unit of the value.
@@ -285,10 +285,10 @@ class RoundingNoise:
             if values.floating:
                 self._spread.setdefault(path, _Spread()).add(values, changes=changes)
             else:
-                self._flips_at(path, values).add(values.ours != values.theirs)
+                self._flips_at(path, values).add(values.theirs)
 
     def _flips_at(self, path: str, values: _Values) -> _Flips:
-        return self._flips.setdefault(path, _Flips(torch.zeros_like(values.ours, dtype=torch.bool)))
+        return self._flips.setdefault(path, _Flips(values.ours))
 
     def _score(self, path: str, values: _Values, judged: torch.Tensor) -> Opinion | None:
         spread = self._spread.get(path)
@@ -323,9 +323,10 @@ class RoundingNoise:
         )
 
     def _discrete(self, path: str, values: _Values, eager: Eager) -> Opinion | None:
-        """Flips are explained where some run flips too.
+        """A flipped element is explained if some run has the same value there.
 
-        Draws sample the near ties, they do not list them: hence the allowance for a few flips that no draw shows.
+        Draws sample the near ties, they do not list them: hence the allowance for a few flips that no draw shows. It
+        grows with the square root of what is shown, so that in a half type, where much flips, no row can hide in it.
         """
         if not self._loud:
             self._loud = True
@@ -335,17 +336,18 @@ class RoundingNoise:
                     if mine is not None and other is not None and mine.shape == other.shape:
                         seen = _Values.of(mine, other)
                         if not seen.floating:
-                            self._flips_at(name, seen).add_loud(seen.ours != seen.theirs)
+                            self._flips_at(name, seen).add(seen.theirs, loud=True)
         known = self._flips.get(path)
         if known is None:
             return None
         flipped = values.ours != values.theirs
-        unexplained = int((flipped & ~known.where).sum())
+        unexplained = int((flipped & ~known.explains(values.theirs)).sum())
         most = known.most
+        allowed = min(most // 4, max(1, math.isqrt(most) // 2))
         worst = int(flipped.flatten().int().argmax())
         return Opinion(
-            agrees=unexplained <= most // 4,
-            score=4 * unexplained / most if most else math.inf if unexplained else 0.0,
+            agrees=unexplained <= allowed,
+            score=unexplained / allowed if allowed else math.inf if unexplained else 0.0,
             limit=1.0,
             draws=self._draws + _LOUD_DRAWS,
             noise=0.0,
@@ -382,17 +384,40 @@ class _Spread:
 
 @dataclass
 class _Flips:
-    """Where runs differ from eager in a discrete leaf, and the most places in one loud run."""
+    """What runs with noise made of a discrete leaf, and the most elements that one loud run flipped."""
 
-    where: torch.Tensor
+    ours: torch.Tensor
+    seen: list[torch.Tensor] = field(default_factory=list)
     most: int = 0
 
-    def add(self, flipped: torch.Tensor) -> None:
-        self.where = self.where | flipped
+    def add(self, theirs: torch.Tensor, *, loud: bool = False) -> None:
+        self.seen.append(theirs)
+        if loud:
+            self.most = max(self.most, int((theirs != self.ours).sum()))
 
-    def add_loud(self, flipped: torch.Tensor) -> None:
-        self.add(flipped)
-        self.most = max(self.most, int(flipped.sum()))
+    def explains(self, theirs: torch.Tensor) -> torch.Tensor:
+        """Where some run has the same value.
+
+        Rows of different values, as sorting and topk give, may come in another order, or hold other ones of several
+        equal candidates: there it is enough that some run has the value in the row, if this place flips at all.
+        """
+        found = torch.zeros_like(self.ours, dtype=torch.bool)
+        flips = found.clone()
+        for seen in self.seen:
+            found |= seen == theirs
+            flips |= seen != self.ours
+        if self.ours.dim() and self.ours.shape[-1] > 1:
+            orders = _distinct(self.ours) & _distinct(theirs)
+            in_row = torch.zeros_like(found)
+            for seen in (self.ours, *self.seen):
+                in_row |= (theirs.unsqueeze(-1) == seen.unsqueeze(-2)).any(-1) if orders.any() else found
+            found |= in_row & flips & orders
+        return found
+
+
+def _distinct(rows: torch.Tensor) -> torch.Tensor:
+    """Whether the values of each row, along the last dimension, all differ; of shape (..., 1)."""
+    return (rows.sort(-1).values.diff(dim=-1) != 0).all(-1, keepdim=True)
 
 
 @dataclass(frozen=True)

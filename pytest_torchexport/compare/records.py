@@ -51,11 +51,13 @@ class StateView:
         eager: eager's state before the calls.
         exported: the loaded program's state before the calls; None if it cannot be read.
         buffers: names in `eager` that are registered buffers.
+        complete: the program runs on the user's own module, so that what is not there is lost, not merely unread.
     """
 
     eager: Mapping[str, Any]
     exported: Mapping[str, Any] | None
     buffers: frozenset[str]
+    complete: bool = False
 
 
 SecondOpinion = Callable[[Leaf, Any, Any, frozenset[str]], Leaf]
@@ -205,8 +207,8 @@ def _states(comparison: Comparison, expected: Record, actual: Record, states: St
         path = f"state {name}"
         ours = expected.state.get(name, states.eager.get(name))
         if name not in states.exported and name not in actual.state:
-            if name in states.buffers:
-                comparison.leaves.append(_lost_buffer(path, ours))
+            if name in states.buffers or states.complete:
+                comparison.leaves.append(_lost_entry(path, ours))
             else:
                 comparison.unread.append(name)
             continue
@@ -221,8 +223,8 @@ def _states(comparison: Comparison, expected: Record, actual: Record, states: St
         yield _Question(path, ours, theirs, lost, who)
 
 
-def _lost_buffer(path: str, ours: Any) -> Leaf:
-    reason = "eager changes this buffer, the exported program does not carry it"
+def _lost_entry(path: str, ours: Any) -> Leaf:
+    reason = "eager changes it, the exported program does not carry it"
     shown = containers.describe(ours)
     return Leaf(path, agrees=False, cause=Cause.LOST_STATE, reason=reason, expected=shown, actual="not there")
 

@@ -139,6 +139,10 @@ def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of a size: every dtype can be read as one of them, few operators are there for every dtype."""
+
+
 def _checksum(tensor: torch.Tensor) -> tuple[float, int]:
     """Sum and checksum, on the tensor's device and without a copy; zeros for a layout that has none.
 
@@ -146,7 +150,10 @@ def _checksum(tensor: torch.Tensor) -> tuple[float, int]:
     """
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or not tensor.numel():
         return 0.0, 0
-    number = tensor.abs() if tensor.is_complex() else tensor
-    total = float(number.sum()) if number.dtype is not torch.bool else float(number.count_nonzero())
-    checksum = int(torch.hash_tensor(tensor).view(torch.int64)) if hasattr(torch, "hash_tensor") else 0
+    number = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    word = _WORDS.get(number.element_size(), number.dtype)
+    bits = number.resolve_neg().view(word)
+    checksum = int(torch.hash_tensor(bits).view(torch.int64)) if hasattr(torch, "hash_tensor") else 0
+    simple = number.dtype.is_floating_point and number.element_size() > 1
+    total = float(number.sum() if simple else bits.sum(dtype=torch.int64))
     return (0.0 if total != total else total), checksum  # noqa: PLR0124 NaN is not equal to itself
