@@ -11,12 +11,13 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from pytest_torchexport.compare.double import InDouble, NoDouble
+from pytest_torchexport.compare.flips import Flips
 from pytest_torchexport.compare.jitter import Jitter
 from pytest_torchexport.compare.path import Path, Watch
 from pytest_torchexport.compare.tolerance import default_for
@@ -133,7 +134,7 @@ class RoundingNoise:
     def _start_over(self) -> None:
         self._draws = 0
         self._spread: dict[str, _Spread] = {}
-        self._flips: dict[str, _Flips] = {}
+        self._flips: dict[str, Flips] = {}
         self._reference: dict[str, torch.Tensor] | None = None
         self._loud = False
         self._coarsest = 0.0
@@ -287,8 +288,8 @@ class RoundingNoise:
             else:
                 self._flips_at(path, values).add(values.theirs)
 
-    def _flips_at(self, path: str, values: _Values) -> _Flips:
-        return self._flips.setdefault(path, _Flips(values.ours))
+    def _flips_at(self, path: str, values: _Values) -> Flips:
+        return self._flips.setdefault(path, Flips(values.ours))
 
     def _score(self, path: str, values: _Values, judged: torch.Tensor) -> Opinion | None:
         spread = self._spread.get(path)
@@ -380,44 +381,6 @@ class _Spread:
         changed = ~_same_class(values.ours, values.theirs) & changes
         self._noise = off if self._noise is None else torch.maximum(self._noise, off)
         self._changed = changed if self._changed is None else self._changed | changed
-
-
-@dataclass
-class _Flips:
-    """What runs with noise made of a discrete leaf, and the most elements that one loud run flipped."""
-
-    ours: torch.Tensor
-    seen: list[torch.Tensor] = field(default_factory=list)
-    most: int = 0
-
-    def add(self, theirs: torch.Tensor, *, loud: bool = False) -> None:
-        self.seen.append(theirs)
-        if loud:
-            self.most = max(self.most, int((theirs != self.ours).sum()))
-
-    def explains(self, theirs: torch.Tensor) -> torch.Tensor:
-        """Where some run has the same value.
-
-        Rows of different values, as sorting and topk give, may come in another order, or hold other ones of several
-        equal candidates: there it is enough that some run has the value in the row, if this place flips at all.
-        """
-        found = torch.zeros_like(self.ours, dtype=torch.bool)
-        flips = found.clone()
-        for seen in self.seen:
-            found |= seen == theirs
-            flips |= seen != self.ours
-        if self.ours.dim() and self.ours.shape[-1] > 1:
-            orders = _distinct(self.ours) & _distinct(theirs)
-            in_row = torch.zeros_like(found)
-            for seen in (self.ours, *self.seen):
-                in_row |= (theirs.unsqueeze(-1) == seen.unsqueeze(-2)).any(-1) if orders.any() else found
-            found |= in_row & flips & orders
-        return found
-
-
-def _distinct(rows: torch.Tensor) -> torch.Tensor:
-    """Whether the values of each row, along the last dimension, all differ; of shape (..., 1)."""
-    return (rows.sort(-1).values.diff(dim=-1) != 0).all(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
