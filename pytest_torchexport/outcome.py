@@ -89,6 +89,81 @@ class NotChecked:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchOutcome:
+    """One way that a decision can go: `true`, `false`, `matched`, `3`, `another value`.
+
+    `reached_by` is `example`, `extra`, `remembered`, `generation` or `search`, and empty where no input was found; then
+    `tried` says what was tried. `input` is the label of the first input that took it.
+    """
+
+    outcome: str
+    reached_by: str = ""
+    input: str = ""
+    tried: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A place in the user's code where control flow, or a number, depends on the input.
+
+    `kind` is `condition`, `loop`, `number` or `exception`; `condition` its source text. A decision that an exclusion
+    comment takes out of the count is `excluded`.
+    """
+
+    kind: str
+    condition: str
+    location: Location
+    outcomes: tuple[BranchOutcome, ...]
+    excluded: bool = False
+
+
+@dataclass(frozen=True)
+class BranchCoverage:
+    """Which outcomes of the decisions in the user's code the inputs of a check took.
+
+    Attributes:
+        mode: `search` or `observe`.
+        decisions: every decision that was seen to depend on the input, by position.
+        eager_runs: what the search cost, in runs of the eager module.
+    """
+
+    mode: str
+    decisions: tuple[Decision, ...] = ()
+    eager_runs: int = 0
+
+    def _counted(self) -> list[BranchOutcome]:
+        return [one for decision in self.decisions if not decision.excluded for one in decision.outcomes]
+
+    @property
+    def known(self) -> int:
+        """Number of outcomes that exist, as far as is known; excluded decisions do not count."""
+        return len(self._counted())
+
+    @property
+    def reached(self) -> int:
+        """Number of outcomes that an input of this check took."""
+        return sum(bool(one.reached_by) for one in self._counted())
+
+    @property
+    def ratio(self) -> float:
+        """Reached / known; 1.0 where there is no decision."""
+        return self.reached / self.known if self.known else 1.0
+
+    def by_kind(self) -> dict[str, int]:
+        """Number of outcomes by the kind of input that reached them first (`example`, `generation`, `search`...)."""
+        counts: dict[str, int] = {}
+        for one in self._counted():
+            if one.reached_by:
+                counts[one.reached_by] = counts.get(one.reached_by, 0) + 1
+        return counts
+
+    @property
+    def unreached(self) -> list[tuple[Decision, BranchOutcome]]:
+        """The outcomes that no input took."""
+        return [(d, one) for d in self.decisions if not d.excluded for one in d.outcomes if not one.reached_by]
+
+
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """The comparison of one leaf: an output, an argument, a state entry or a gradient.
 
@@ -124,7 +199,10 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input that was run: its kind (`example`, `extra`, `special`, `random`), label, calls and result."""
+    """One input that was run: its kind, label, calls and result.
+
+    The kind is `example`, `extra`, `remembered`, `special`, `random` or `branch` (found by the search).
+    """
 
     kind: str
     label: str
@@ -149,6 +227,7 @@ class Outcome:
         inputs: every input that was run and compared, in order.
         dropped: number of generated inputs that eager rejects or `assume` excludes, by kind and reason.
         not_checked: the ledger of what this verdict does not cover.
+        branches: which branches of the user's code the inputs took; None where they were not observed.
         durations: seconds by stage.
         details: facts of the backend (graphs, graph breaks, provider, opset, warnings...).
         environment: versions and numerics flags of both sides.
@@ -174,6 +253,7 @@ class Outcome:
     failing_input: str | None = None
     not_checked: tuple[NotChecked, ...] = ()
     tolerance: str = ""
+    branches: BranchCoverage | None = None
     durations: dict[str, float] = field(default_factory=dict)
     artifact: str | None = None
     artifact_bytes: int | None = None
@@ -206,6 +286,12 @@ class Outcome:
         plain: dict[str, Any] = _plain(asdict(self))
         plain["schema"] = SCHEMA
         plain["inputs_by_kind"] = self.inputs_by_kind()
+        if self.branches is not None:
+            plain["branches"] |= {
+                "known": self.branches.known,
+                "reached": self.branches.reached,
+                "by_kind": self.branches.by_kind(),
+            }
         return plain
 
     @classmethod
@@ -229,6 +315,7 @@ class Outcome:
         values["worst"] = _leaf(values["worst"]) if values["worst"] else None
         values["leaves"] = tuple(_leaf(leaf) for leaf in values["leaves"])
         values["inputs"] = tuple(Input(**tried) for tried in values["inputs"])
+        values["branches"] = _branches(values["branches"]) if values.get("branches") else None
         values["not_checked"] = tuple(NotChecked(**entry) for entry in values["not_checked"])
         return cls(**values)
 
@@ -253,6 +340,20 @@ def _cause(value: str | None) -> Cause | None:
 
 def _location(value: dict[str, Any] | None) -> Location | None:
     return None if value is None else Location(**value)
+
+
+def _branches(value: dict[str, Any]) -> BranchCoverage:
+    decisions = [
+        Decision(
+            one["kind"],
+            one["condition"],
+            Location(**one["location"]),
+            tuple(BranchOutcome(**outcome) for outcome in one["outcomes"]),
+            one["excluded"],
+        )
+        for one in value["decisions"]
+    ]
+    return BranchCoverage(value["mode"], tuple(decisions), value["eager_runs"])
 
 
 def _leaf(value: dict[str, Any]) -> Leaf:

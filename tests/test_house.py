@@ -18,7 +18,7 @@ LAYERS = (
     ("outcome", "errors"),
     ("subject", "report", "environment"),
     ("backends", "inputs"),
-    ("compare",),
+    ("compare", "branches"),
     ("plan",),
     ("reference",),
     ("program",),
