@@ -21,6 +21,7 @@ from pytest_torchexport.errors import (
     NotEquivalent,
     NothingCompiled,
     ReferenceInvalid,
+    UsageError,
 )
 from pytest_torchexport.outcome import Cause, Input, Leaf, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
@@ -73,6 +74,10 @@ def check(
     n_inputs: int = 10,
     seed: int = 0,
     grad: bool = False,
+    branches: str = "search",
+    search_budget: int | None = None,
+    min_coverage: float | None = None,
+    user_code: tuple[str, ...] = (),
 ) -> Outcome:
     """Export a model, run it and eager on the example and on generated inputs, and compare all they do.
 
@@ -96,6 +101,13 @@ def check(
         n_inputs: number of generated inputs.
         seed: the same seed gives the same inputs.
         grad: compare the gradients of parameters and floating arguments too.
+        branches: `search` for inputs that take the branches which the example does not; `observe` only which ones the
+            other inputs take; or `off`.
+        search_budget: how many runs of the eager module the search may use; None for the default.
+        min_coverage: the least part of the branches' outcomes that the inputs have to take, 0 to 1; with less, the
+            verdict is `invalid`.
+        user_code: whose branches count, beside your own code and that of model libraries: packages
+            (`"my_kernels"`) or globs of files to add, and with a `-` in front those to leave out (`"-timm"`).
 
     Returns:
         The outcome, whatever the verdict.
@@ -104,7 +116,23 @@ def check(
         UsageError: an argument of this call is wrong; the message says which, and how to mend it.
     """
     subject = Subject(model, args, kwargs, dynamic_shapes, inputs, extra_inputs, assume, calls)
-    return run(subject, Policy(backend, device, dtype, tolerance, n_inputs, seed, grad), Surroundings())
+    if branches == "off" and min_coverage is not None:
+        msg = f"min_coverage={min_coverage!r} with branches='off': nothing is observed then; leave one of them out"
+        raise UsageError(msg)
+    policy = Policy(
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        tolerance=tolerance,
+        n_inputs=n_inputs,
+        seed=seed,
+        grad=grad,
+        branches=branches,
+        search_budget=search_budget,
+        min_coverage=min_coverage,
+        user_code=user_code,
+    )
+    return run(subject, policy, Surroundings())
 
 
 def assert_equivalent(model: Callable[..., Any], args: Any = (), kwargs: Any = None, **options: Any) -> Outcome:

@@ -41,6 +41,7 @@ class Surroundings:
         on_stage: told each stage before it starts, so that a crash has a stage.
         keep_in: folder for what is kept of this check.
         keep: when it is kept.
+        memory: folder in which inputs that failed are remembered from run to run; None forgets them.
     """
 
     references: ReferenceStore = field(default_factory=ReferenceStore)
@@ -50,6 +51,7 @@ class Surroundings:
     on_stage: Callable[[Stage], None] = lambda _: None
     keep_in: Path | None = None
     keep: Literal["on", "off", "retain-on-failure"] = "off"
+    memory: Path | None = None
 
 
 @dataclass

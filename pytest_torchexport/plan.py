@@ -12,7 +12,7 @@ import torch
 from pytest_torchexport.compare.tolerance import Tolerance
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw, shapes
-from pytest_torchexport.subject import containers, devices
+from pytest_torchexport.subject import containers, devices, source
 from pytest_torchexport.subject.call import Call, bind, check_callable, describe_type
 from pytest_torchexport.subject.state import fingerprint, identical, parameters
 
@@ -37,9 +37,16 @@ class Subject:
     calls: int = 1
 
 
+BRANCH_MODES = ("search", "observe", "off")
+"""What can be done about branches that the example does not take."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """How it is checked: what marker, command line and ini say. A `torch.device` or `torch.dtype` becomes its name.
+
+    `search_budget` is in runs of the eager module, None for the default; `min_coverage` a fraction of the outcomes of
+    all decisions; `user_code` as `subject.source.user_code` takes it.
 
     Raises:
         UsageError: device or dtype is no name.
@@ -52,6 +59,10 @@ class Policy:
     n_inputs: int = 10
     seed: int = 0
     grad: bool = False
+    branches: str = "search"
+    search_budget: int | None = None
+    min_coverage: float | None = None
+    user_code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given: dict[str, object] = {"device": self.device, "dtype": self.dtype}
@@ -65,6 +76,8 @@ class Policy:
         elif self.dtype is not None and not isinstance(self.dtype, str):
             msg = f"dtype is {_shown(self.dtype)}: give one of {', '.join(_DTYPES)}, or None"
             raise UsageError(msg)
+        if isinstance(self.user_code, list):
+            given["user_code"] = tuple(self.user_code)
         for name, value in given.items():
             object.__setattr__(self, name, value)
 
@@ -188,7 +201,13 @@ def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
 
 
 def _check_policy(subject: Subject, policy: Policy) -> None:
-    for name, value, least in (("calls", subject.calls, 1), ("n_inputs", policy.n_inputs, 0), ("seed", policy.seed, 0)):
+    budget = 0 if policy.search_budget is None else policy.search_budget
+    for name, value, least in (
+        ("calls", subject.calls, 1),
+        ("n_inputs", policy.n_inputs, 0),
+        ("seed", policy.seed, 0),
+        ("search_budget", budget, 0),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             msg = f"{name}={value!r}: give a whole number of at least {least}"
             raise UsageError(msg)
@@ -198,6 +217,26 @@ def _check_policy(subject: Subject, policy: Policy) -> None:
     if policy.tolerance is not None and not isinstance(policy.tolerance, Tolerance):
         msg = f"tolerance is {describe_type(policy.tolerance)}: give Tolerance(rtol=..., atol=...)"
         raise UsageError(msg)
+    _check_branches(policy)
+
+
+def _check_branches(policy: Policy) -> None:
+    if policy.branches not in BRANCH_MODES:
+        msg = f"branches={policy.branches!r}: give one of {', '.join(map(repr, BRANCH_MODES))}"
+        raise UsageError(msg)
+    minimum = policy.min_coverage
+    if minimum is not None and not is_fraction(minimum):
+        msg = f"min_coverage={minimum!r}: give a fraction from 0 to 1, such as 0.9 for 90 %, or None"
+        raise UsageError(msg)
+    if not isinstance(policy.user_code, tuple):
+        msg = f"user_code is {_shown(policy.user_code)}: give a tuple of packages or globs, user_code=('-timm',)"
+        raise UsageError(msg)
+    source.user_code(policy.user_code)  # raises where an entry is wrong
+
+
+def is_fraction(value: object) -> bool:
+    """Whether the value is a number from 0 to 1; a flag is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
