@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -205,7 +205,7 @@ def code(file: str, name: str) -> tuple[ast.stmt, ...]:
 @cache
 def leaves(file: str, name: str) -> tuple[tuple[Kind, str, Span], ...]:
     """Kind, text and position of all conditions, loops and except clauses in the code of a case, in its order."""
-    found = {(span, kind) for node in code(file, name) for kind, span in decisions_in(node)}
+    found = {(span, kind) for top in code(file, name) for kind, _, span in decision_nodes(top)}
     return tuple((kind, text_at(file, span), span) for span, kind in sorted(found))
 
 
@@ -216,33 +216,34 @@ def numbers(file: str, name: str, text: str) -> list[Span]:
     return sorted(span for span in spans if text_at(file, span) == text)
 
 
-def decisions_in(tree: ast.AST) -> list[tuple[Kind, Span]]:
-    """Kind and position of the conditions, loops and except clauses in a tree."""
-    found: list[tuple[Kind, Span]] = []
+def decision_nodes(tree: ast.AST) -> Iterator[tuple[Kind, ast.AST, Span]]:
+    """Kind, node and position of the conditions, loops and except clauses in a tree; a node may come twice."""
     for node in ast.walk(tree):
+        for leaf in _deciding(node):
+            yield "condition", leaf, span_of(leaf)
         match node:
-            case ast.If(test=test) | ast.IfExp(test=test) | ast.Assert(test=test):
-                found += [("condition", span_of(leaf)) for leaf in leaves_of(test)]
-            case ast.While(test=test):
-                found += [("condition", span_of(leaf)) for leaf in leaves_of(test)]
-                found.append(("loop", span_of(test)))
-            case ast.For(iter=iterable):
-                found.append(("loop", span_of(iterable)))
-            case ast.comprehension(iter=iterable, ifs=tests):
-                found.append(("loop", span_of(iterable)))
-                found += [("condition", span_of(leaf)) for test in tests for leaf in leaves_of(test)]
-            case ast.BoolOp(values=values):
-                found += [("condition", span_of(leaf)) for value in values[:-1] for leaf in leaves_of(value)]
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                found += [("condition", span_of(leaf)) for leaf in leaves_of(operand)]
-            case ast.match_case(guard=guard, pattern=pattern):
-                found += [("condition", span_of(leaf)) for leaf in patterns_of(pattern)]
-                found += [("condition", span_of(leaf)) for leaf in (leaves_of(guard) if guard else ())]
-            case ast.ExceptHandler(type=kind):
-                end = kind or node
-                last = (end.end_lineno, end.end_col_offset) if kind else (node.lineno, node.col_offset + len("except"))
-                found.append(("exception", Span(node.lineno, node.col_offset, *last)))  # type: ignore[arg-type]
-    return found
+            case ast.While(test=loop) | ast.For(iter=loop) | ast.comprehension(iter=loop):
+                yield "loop", loop, span_of(loop)
+            case ast.ExceptHandler(type=None):
+                yield "exception", node, Span(*(start := (node.lineno, node.col_offset)), start[0], start[1] + 6)
+            case ast.ExceptHandler(type=ast.expr() as kind):
+                yield "exception", node, Span(node.lineno, node.col_offset, *span_of(kind)[2:])
+
+
+def _deciding(node: ast.AST) -> Sequence[ast.expr | ast.pattern]:
+    """The conditions that belong to a node."""
+    match node:
+        case ast.If(test=test) | ast.IfExp(test=test) | ast.Assert(test=test) | ast.While(test=test):
+            return leaves_of(test)
+        case ast.UnaryOp(op=ast.Not(), operand=test):
+            return leaves_of(test)
+        case ast.comprehension(ifs=tests):
+            return [leaf for test in tests for leaf in leaves_of(test)]
+        case ast.BoolOp(values=[*tests, _]):
+            return [leaf for test in tests for leaf in leaves_of(test)]
+        case ast.match_case(pattern=pattern, guard=guard):
+            return [*patterns_of(pattern), *(leaves_of(guard) if guard else ())]
+    return ()
 
 
 def leaves_of(test: ast.expr) -> list[ast.expr]:
