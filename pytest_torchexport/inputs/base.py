@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_torchexport.inputs.values import Special, Want
+
+
+@dataclass(frozen=True)
+class Span:
+    """The numbers of a domain: from `low` to `high`, whole ones only if `integral`, or only the `choices` if there are.
+
+    The bounds are numbers that the argument can hold: in a tensor, of its dtype.
+    """
+
+    low: float
+    high: float
+    integral: bool
+    choices: tuple[float, ...] = ()
 
 
 class Domain(ABC):
@@ -44,6 +58,16 @@ class Domain(ABC):
         """A value of the example that the domain does not hold, as text; None if it holds all of them."""
         del example
         return None
+
+    def span(self, example: Any) -> Span | None:
+        """The limits of the tensor's elements, or of the Python number; None where it is not numbers that vary."""
+        del example
+        return None
+
+    def listed(self, example: Any) -> list[Any]:
+        """The values of the argument where they are few, among them perhaps the example's; empty where they are not."""
+        del example
+        return []
 
     def check(self, path: str, example: Any) -> None:
         """Raise a `UsageError` unless the domain can describe the example and holds its values."""

@@ -9,6 +9,7 @@ whole numbers, ascending order) most draws show as well.
 from __future__ import annotations
 
 import enum
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pytest_torchexport.inputs.base import Domain, constantly, is_int
+from pytest_torchexport.inputs.base import Domain, Span, constantly, is_int
 from pytest_torchexport.inputs.values import Special, Want, as_numbers, can_vary, dense
 from pytest_torchexport.subject.call import forward_of, signature_of
 
@@ -74,7 +75,8 @@ def derive(example: Any, annotation: Any = None) -> Domain | None:
     if can_vary(example):
         return _of_tensor(dense(example)) if example.numel() or not example.is_sparse else None
     others = [value for value in _alternatives(example, annotation) if value != example]
-    return _Few(tuple(others)) if others else None
+    literal = any(typing.get_origin(member) is Literal for member in _members(annotation))
+    return _Few(tuple(others), literal) if others else None
 
 
 def _of_tensor(numbers: torch.Tensor) -> Domain:
@@ -109,9 +111,15 @@ def _alternatives(example: Any, annotation: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Few(Derived):
-    """A Python scalar: exporters fix it, so that it varies in special draws only."""
+    """A Python scalar: exporters fix it, so that it varies in special draws only.
+
+    Attributes:
+        values: what it takes beside the example's value.
+        literal: there is nothing between the values.
+    """
 
     values: tuple[Any, ...]
+    literal: bool
     only_special = True
 
     def random(self, example: Any, want: Want) -> Any:
@@ -121,6 +129,19 @@ class _Few(Derived):
     def specials(self, example: Any) -> list[Special]:
         del example
         return [(repr(value), constantly(value)) for value in self.values]
+
+    def span(self, example: Any) -> Span | None:
+        if isinstance(example, bool):
+            return Span(0, 1, integral=True)
+        if self.literal or not (is_int(example) or isinstance(example, float)):
+            return None
+        if isinstance(example, float):
+            return Span(-math.inf, math.inf, integral=False)
+        return Span(min(*self.values, example), max(*self.values, example), integral=True)
+
+    def listed(self, example: Any) -> list[Any]:
+        del example
+        return list(self.values)
 
 
 def refit(numbers: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -163,6 +184,9 @@ class _Floats(Derived):
         low, high, mean = float(flat.min()), float(flat.max()), float(flat.mean())
         spread = float(flat.std(correction=0)) or abs(mean) or 1.0
         return cls(numbers, low, high, mean, spread, _structure(numbers))
+
+    def span(self, example: Any) -> Span | None:
+        return None if example.is_complex() else Span(-math.inf, math.inf, integral=False)
 
     @property
     def scale(self) -> float:
@@ -294,6 +318,11 @@ class _Integers(Derived):
         ascending = steps.numel() > 0 and bool((steps >= 0).all()) and bool((steps > 0).any())
         return cls(numbers, largest, torch.unique(flat[flat < 0]), ascending)
 
+    def span(self, example: Any) -> Span | None:
+        del example
+        smallest = int(self.negative[0]) if len(self.negative) else 0
+        return Span(smallest, max(self.largest, smallest), integral=True)
+
     def _bounded(self, example: torch.Tensor, made: torch.Tensor, want: Want) -> torch.Tensor:
         if want.ceiling is not None:
             made = made.clamp(max=want.ceiling)
@@ -365,6 +394,10 @@ class _Mask(Derived):
         falling = bool((flags[..., :-1] | ~flags[..., 1:]).all()) and bool(flags[..., 0].all())
         shown = example.dtype is not torch.bool or not bool(flags.all())
         return cls(alive=bool(flags.any(-1).all()), padding=falling and shown and example.shape[-1] > 2)
+
+    def span(self, example: Any) -> Span | None:
+        del example
+        return Span(0, 1, integral=True)
 
     def random(self, example: Any, want: Want) -> Any:
         shape = want.shape

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.errors import UsageError
-from pytest_torchexport.inputs.base import Domain, constantly, is_int
+from pytest_torchexport.inputs.base import Domain, Span, constantly, is_int
 from pytest_torchexport.inputs.ranges import Floats, Integers
 from pytest_torchexport.inputs.values import dense
 from pytest_torchexport.subject import containers
@@ -52,6 +52,13 @@ class _Booleans(Domain):
             ("all True", lambda want: torch.ones(want.shape, dtype=torch.bool)),
             ("all False", lambda want: torch.zeros(want.shape, dtype=torch.bool)),
         ]
+
+    def span(self, example: Any) -> Span | None:
+        del example
+        return Span(0, 1, integral=True)
+
+    def listed(self, example: Any) -> list[Any]:
+        return [not example, example] if isinstance(example, bool) else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +99,16 @@ class _SampledFrom(Domain):
         if self.whole or not isinstance(example, torch.Tensor):
             return [(containers.describe(one, 60), constantly(one)) for one in self.elements]
         return [(f"all {one}", partial(_filled, one, example.dtype)) for one in self.elements]
+
+    def span(self, example: Any) -> Span | None:
+        if self.whole or not isinstance(example, torch.Tensor) or example.is_complex():
+            return None
+        choices = tuple(torch.tensor(self.elements).to(example.dtype).tolist())
+        real = [one for one in choices if one == one] or [0.0]  # noqa: PLR0124 - NaN is no bound
+        return Span(min(real), max(real), all(float(one).is_integer() for one in choices), choices)
+
+    def listed(self, example: Any) -> list[Any]:
+        return list(self.elements) if self.whole or not isinstance(example, torch.Tensor) else []
 
 
 def _filled(value: complex, dtype: torch.dtype, want: Want) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from pytest_torchexport.inputs.derive import refit
 from pytest_torchexport.inputs.sizes import Sizes
-from pytest_torchexport.inputs.values import Want, dense_shape, like
+from pytest_torchexport.inputs.values import Want, dense_shape, generator, like
 from pytest_torchexport.inputs.variables import Variable, Variables, digest
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, rebind
@@ -107,9 +107,7 @@ class _Drawer:
                 variable.fit(variable.domain.random(variable.example, want))
 
     def _generator(self, *key: object) -> torch.Generator:
-        text = "/".join(map(str, (self.seed, *key)))
-        number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-        return torch.Generator().manual_seed(number)
+        return generator(self.seed, *key)
 
     # --- the stream ---------------------------------------------------------------------------------------------
 

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from pytest_torchexport.inputs.base import Domain, is_int, scalar_remedy
+from pytest_torchexport.inputs.base import Domain, Span, is_int, scalar_remedy
 from pytest_torchexport.inputs.values import as_numbers, dense, inward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_torchexport.inputs.values import Special, Want
+
+
+_FEW = 16
+"""So many integers are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class _Range(Domain):
     def _bounds(self, example: Any) -> tuple[float, float]:
         del example
         return self.low, self.high
+
+    def span(self, example: Any) -> Span | None:
+        low, high = self._bounds(example)
+        return Span(low, high, integral=False)
 
     def _constant(self, example: Any, value: float) -> Callable[[Want], Any]:
         return lambda want: self._make(example, want, lambda shape: _full(shape, value))
@@ -161,6 +169,18 @@ class Integers(_Range):
         if self.low < info.min or self.high > info.max:
             return f"the bounds exceed what the dtype holds, {info.min:g} to {info.max:g}; use bounds within that"
         return None
+
+    def span(self, example: Any) -> Span | None:
+        """The bounds, as far as a floating tensor's dtype holds them; without a fraction between them."""
+        if not isinstance(example, torch.Tensor) or not example.is_floating_point():
+            return Span(self.low, self.high, integral=True)
+        bounds = inward(float(self.low), float(self.high), example.dtype)
+        return Span(*bounds, integral=True) if bounds else None
+
+    def listed(self, example: Any) -> list[Any]:
+        """The numbers, if the argument is a Python integer that takes only a few."""
+        few = is_int(example) and self.high - self.low < _FEW
+        return list(range(int(self.low), int(self.high) + 1)) if few else []
 
     @staticmethod
     def number(value: float) -> int:

@@ -140,7 +140,7 @@ class Sizes:
                 return True
         return False
 
-    def _shrunk(self, drawn: dict[str, int]) -> dict[str, int]:
+    def shrunk(self, drawn: dict[str, int]) -> dict[str, int]:
         """The sizes, the largest ones halved towards the example's until no tensor is too large."""
         while self._too_large(drawn):
             name = max(drawn, key=lambda key: drawn[key] / max(self.symbols[key].example, 1))
@@ -174,10 +174,10 @@ class Sizes:
         for together in kinds:
             fits = not self._too_large(example | together)
             for sizes in [together] if fits else self._alone(together):
-                yield self._shrunk(example | sizes)
+                yield self.shrunk(example | sizes)
         for together in kinds[:3]:
             for sizes in self._alone(together):
-                yield self._shrunk(example | sizes)
+                yield self.shrunk(example | sizes)
 
     def _alone(self, sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
         """The sizes of one group of tied symbols at a time."""
@@ -193,7 +193,7 @@ class Sizes:
             if want.below(8):
                 value = min(max(shared.setdefault(symbol.tied, value), symbol.low), symbol.high)
             drawn[name] = value
-        return self._shrunk(drawn)
+        return self.shrunk(drawn)
 
     def label(self, drawn: Drawn) -> str:
         """`batch = 1, x.shape[1] = 7`, tied sizes once."""

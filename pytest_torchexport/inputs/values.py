@@ -6,6 +6,7 @@ Drawing then never meets devices, strides, sparse layouts or `requires_grad`.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,13 @@ class Want:
     def below(self, count: int) -> int:
         """One integer in [0, count)."""
         return int(torch.randint(count, (), generator=self.generator))
+
+
+def generator(*key: object) -> torch.Generator:
+    """A source of randomness of its own for the key: the seed, and what is drawn with it."""
+    text = "/".join(map(str, key))
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+    return torch.Generator().manual_seed(number)
 
 
 Special = tuple[str, Callable[[Want], Any]]

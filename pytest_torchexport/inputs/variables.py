@@ -121,7 +121,7 @@ class Variables:
             msg = f"inputs is {type(declared).__name__}: pass a dict by argument name, such as {{'x': floats(0, 1)}}"
             raise UsageError(msg)
         self._add_defaults(model, declared)
-        nodes = _nodes(self.named)
+        nodes = nodes_of(self.named)
         found: dict[str, Domain] = {}
         by_path = {_spelled(key): domain for key, domain in declared.items()}
         for path in sorted(by_path, key=len):  # a part comes after what holds it, and overrides it
@@ -147,14 +147,14 @@ class Variables:
 
     def _collect(self, model: Callable[..., Any], domains: dict[str, Domain], fixed: set[str]) -> None:
         hints = annotated(model)
-        nodes = _nodes(self.named)
+        nodes = nodes_of(self.named)
         whole = [path for path, domain in domains.items() if domain.whole]
         for path in whole:
             self.items.append(Variable.at((path,), nodes[path], domains[path], declared=True))
         same: dict[int, list[str]] = {}
         for name, value in self.named.items():
             for path, leaf in containers.leaves(value, name):
-                if any(_below(path, above) for above in whole) or path in fixed:
+                if any(below(path, above) for above in whole) or path in fixed:
                     continue
                 # Small Python values are shared by the interpreter, only a tensor in two places is one tensor.
                 key = id(leaf) if isinstance(leaf, torch.Tensor) else -len(same) - 1
@@ -166,7 +166,7 @@ class Variables:
             if domain is not None:
                 self.items.append(Variable.at(tuple(paths), leaf, domain, declared=told is not None))
         for name, value in self.named.items():
-            declared = any(_below(path, name) for path in domains)
+            declared = any(below(path, name) for path in domains)
             if value is not None and not declared and name in hints and may_be_none(hints[name]):
                 self.absent.setdefault(name, False)
 
@@ -178,7 +178,7 @@ def _spelled(key: Any) -> str:
     return key.replace('"', "'").replace(" ", "")
 
 
-def _nodes(named: Mapping[str, Any]) -> dict[str, Any]:
+def nodes_of(named: Mapping[str, Any]) -> dict[str, Any]:
     """Every argument and every part of one, by path."""
     found: dict[str, Any] = {}
 
@@ -192,7 +192,8 @@ def _nodes(named: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _below(path: str, above: str) -> bool:
+def below(path: str, above: str) -> bool:
+    """Whether what stands at the path is the other, or a part of it."""
     return path == above or (path.startswith(above) and path[len(above)] in ".[")
 
 
