@@ -59,23 +59,19 @@ def below_minimum(coverage: BranchCoverage, minimum: float | None) -> str | None
         return None
     known = coverage.known
     wanted = next(count for count in range(known + 1) if count / known >= minimum)
-    lines = [
-        f"branch coverage is too low: {coverage.reached} of {known} outcomes reached, "
-        f"min_coverage={minimum:g} asks for {wanted}"
-    ]
+    share = f"{coverage.reached} of {known} outcomes reached"
+    lines = [f"branch coverage is too low: {share}, min_coverage={minimum:g} asks for {wanted}"]
     for decision, one in coverage.unreached:
         lines.append(f"  not reached: {decision.location}: {condition(decision)}: {one.outcome}")
         if decision.location.source:
             lines.append(f"      {decision.location.source}")
         lines.append(f"      {tried(one)}")
     if coverage.mode == "search":
-        lines.append(
-            "  what to do: Pass an input that takes it (extra_inputs=), say what an argument may be (inputs=),"
-        )
+        lines.append("  what to do: Pass an input that takes it (extra_inputs=), say what arguments may be (inputs=),")
         lines.append("      let sizes vary (dynamic_shapes=), or give the search more runs (search_budget=).")
     else:
         lines.append("  what to do: Let the search look for inputs (branches='search'), pass one that takes the branch")
-        lines.append("      (extra_inputs=), say what an argument may be (inputs=), let sizes vary (dynamic_shapes=).")
+        lines.append("      (extra_inputs=), say what arguments may be (inputs=), let sizes vary (dynamic_shapes=).")
     lines.append(f"      A line that no input can reach is left out of the count by the comment {EXCLUSION}")
     return "\n".join(lines)
 

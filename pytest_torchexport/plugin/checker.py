@@ -12,7 +12,7 @@ from pytest_torchexport.errors import BackendUnavailable, NotEquivalent, Referen
 from pytest_torchexport.outcome import Outcome, Verdict
 from pytest_torchexport.plugin import matrix, transport
 from pytest_torchexport.plugin.matrix import COMMAND_LINE
-from pytest_torchexport.plugin.output import ignore_output, keep_in
+from pytest_torchexport.plugin.output import ignore_output, keep_in, memory
 from pytest_torchexport.plugin.stash import RUN, STATE
 
 if TYPE_CHECKING:
@@ -168,6 +168,10 @@ class ExportCheck:
             n_inputs=cell.n_inputs,
             seed=cell.seed,
             grad=cell.grad,
+            branches=cell.branches,
+            search_budget=cell.search_budget,
+            min_coverage=cell.min_coverage,
+            user_code=cell.user_code,
         )
 
     def _surroundings(self) -> Surroundings:
@@ -189,6 +193,7 @@ class ExportCheck:
             keep_in=keep_in(run, transport.test_id(item)),
             # An expected failure is none.
             keep="off" if self._cell.xfail and artifacts == "retain-on-failure" else artifacts,
+            memory=memory(item.config),
         )
 
     def _missing(self, message: str) -> NoReturn:

@@ -10,6 +10,7 @@ from pytest_torchexport.backends.registry import unknown
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.plugin import names
 from pytest_torchexport.plugin.marks import MARKER
+from pytest_torchexport.plugin.options import BRANCH_MODES
 
 if TYPE_CHECKING:
     import pytest
@@ -26,6 +27,9 @@ class Marker:
     devices: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] | None = None
     tolerance: Tolerance | None = None
+    branches: str | None = None
+    search_budget: int | None = None
+    min_coverage: float | None = None
     n_inputs: int | None = None
     seed: int | None = None
     grad: bool | None = None
@@ -64,7 +68,11 @@ def _parse(mark: pytest.Mark) -> dict[str, Any]:
     for keyword in mark.kwargs:
         if keyword not in KEYWORDS:
             raise UsageError(unknown("keyword", keyword, list(KEYWORDS)))
-    return {keyword: _CHECKS[keyword](value) for keyword, value in mark.kwargs.items() if value is not None}
+    said = {keyword: _CHECKS[keyword](value) for keyword, value in mark.kwargs.items() if value is not None}
+    if said.get("branches") == "off" and "min_coverage" in said:
+        msg = f"min_coverage={said['min_coverage']!r} with branches='off': nothing is observed then; leave one out"
+        raise UsageError(msg)
+    return said
 
 
 def _several(keyword: str, value: object, what: str) -> list[Any]:
@@ -130,6 +138,20 @@ def _tolerance(value: object) -> Tolerance:
     return value
 
 
+def _branches(value: object) -> str:
+    if value not in BRANCH_MODES:
+        msg = f"branches={value!r} is not accepted: choose one of {', '.join(BRANCH_MODES)}"
+        raise UsageError(msg)
+    return str(value)
+
+
+def _min_coverage(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        msg = f"min_coverage={value!r} is not accepted: give a fraction from 0 to 1, such as 0.9 for 90 %"
+        raise UsageError(msg)
+    return float(value)
+
+
 def _xfail(value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping):
         msg = f"xfail={value!r} is not accepted: give a dict of reasons, xfail={{'trace': 'keeps one branch'}}"
@@ -146,6 +168,9 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "devices": _names("devices", "device", names.check_device),
     "dtypes": _names("dtypes", "dtype", names.check_dtype),
     "tolerance": _tolerance,
+    "branches": _branches,
+    "search_budget": _integer("search_budget", 0),
+    "min_coverage": _min_coverage,
     "n_inputs": _integer("n_inputs", 0),
     "seed": _integer("seed", 0),
     "grad": _grad,

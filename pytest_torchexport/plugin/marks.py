@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 MARKER = "export_equivalent"
 DESCRIPTION = (
-    f"{MARKER}(*, backends=None, devices=None, dtypes=None, tolerance=None, n_inputs=None, seed=None, grad=None, "
-    "require=None, xfail=None): check the model that the test hands to export_check on these backends and devices."
+    f"{MARKER}(*, backends=None, devices=None, dtypes=None, tolerance=None, branches=None, search_budget=None, "
+    "min_coverage=None, n_inputs=None, seed=None, grad=None, require=None, xfail=None): "
+    "check the model that the test hands to export_check on these backends and devices."
 )
 PARAMETER = "_export_cell"
 """The hidden fixture that carries the cell of an item to `export_check`."""

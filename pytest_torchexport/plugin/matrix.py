@@ -16,7 +16,16 @@ from pytest_torchexport.errors import NotEquivalent, UsageError
 from pytest_torchexport.plugin import names
 from pytest_torchexport.plugin.marker import Marker, read_marker
 from pytest_torchexport.plugin.marks import MARKER, NO_BACKEND, PARAMETER, device_kind, mark_line, mark_name
-from pytest_torchexport.plugin.options import AVAILABLE, BACKENDS, DEFAULT_INPUTS, DEFAULT_SEED, DEVICES, DTYPE_NAMES
+from pytest_torchexport.plugin.options import (
+    AVAILABLE,
+    BACKENDS,
+    DEFAULT_BRANCHES,
+    DEFAULT_INPUTS,
+    DEFAULT_SEARCH_BUDGET,
+    DEFAULT_SEED,
+    DEVICES,
+    DTYPE_NAMES,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,6 +65,10 @@ class Cell:
     required: tuple[str, ...] = ()
     xfail: str | None = None
     tolerance: Tolerance | None = None
+    branches: str = DEFAULT_BRANCHES
+    search_budget: int = DEFAULT_SEARCH_BUDGET
+    min_coverage: float | None = None
+    user_code: tuple[str, ...] = ()
     n_inputs: int = DEFAULT_INPUTS
     seed: int = DEFAULT_SEED
     grad: bool = False
@@ -144,6 +157,10 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
         backend_id="",
         device="",
         tolerance=marker.tolerance,
+        branches=settings.branches.resolve(marker.branches, DEFAULT_BRANCHES),
+        search_budget=settings.search_budget.resolve(marker.search_budget, DEFAULT_SEARCH_BUDGET),
+        min_coverage=marker.min_coverage,
+        user_code=settings.user_code.resolve(None, ()),
         n_inputs=settings.inputs.resolve(marker.n_inputs, DEFAULT_INPUTS),
         seed=settings.seed.resolve(marker.seed, DEFAULT_SEED),
         grad=bool(marker.grad),

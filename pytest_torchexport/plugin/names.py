@@ -1,4 +1,4 @@
-"""Backends, devices and dtypes as a user writes them: split and checked by name, without importing torch."""
+"""Backends, devices, dtypes and files as a user writes them: split and checked by name, without importing torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pytest_torchexport.backends.registry import make_backend, split_spec, unkno
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.plugin.marks import DEVICE_KINDS
 from pytest_torchexport.plugin.options import AVAILABLE, DTYPE_NAMES
+from pytest_torchexport.subject.code_names import matcher
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend
@@ -106,3 +107,13 @@ def check_required(name: str) -> str:
     except UsageError as error:
         msg = f"{error} Devices: {', '.join(DEVICE_KINDS)}, cuda:1."
         raise UsageError(msg) from None
+
+
+def check_code(name: str) -> str:
+    """The name itself, if it is that of a package or a glob of files, perhaps with a `-` in front.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    matcher(name)
+    return name

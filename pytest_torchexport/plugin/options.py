@@ -16,10 +16,13 @@ REPORT_SUFFIXES = (".json",)
 DEFAULT_OUTPUT = "export-output"
 DEFAULT_INPUTS = 10
 DEFAULT_SEED = 0
+BRANCH_MODES = ("search", "observe", "off")
+DEFAULT_BRANCHES = "search"
+DEFAULT_SEARCH_BUDGET = 400
 
 
 class Option:
-    """One flag and its ini twin, which has the same name without the dashes.
+    """One flag and its ini twin, which has the same name with underscores.
 
     Help texts begin with a capital; a single phrase has no full stop. (Not a dataclass: making one takes a millisecond
     of each start of pytest.)
@@ -27,7 +30,7 @@ class Option:
 
     def __init__(self, name: str, metavar: str, text: str, *, repeatable: bool = False) -> None:
         self.flag = f"--export-{name}"
-        self.key = f"export_{name}"
+        self.key = f"export_{name.replace('-', '_')}"
         self.metavar = metavar
         self.help = text
         self.repeatable = repeatable
@@ -61,6 +64,23 @@ REQUIRE = Option(
 )
 INPUTS = Option("inputs", "N", f"Number of generated inputs for each check (default: {DEFAULT_INPUTS})")
 SEED = Option("seed", "N", f"Seed of weights and generated inputs (default: {DEFAULT_SEED})")
+BRANCHES = Option(
+    "branches",
+    "MODE",
+    f"Branches that the example does not take: {', '.join(BRANCH_MODES)} (default: {DEFAULT_BRANCHES})",
+)
+SEARCH_BUDGET = Option(
+    "search-budget",
+    "N",
+    f"Runs of the eager module that the branch search of a test may use (default: {DEFAULT_SEARCH_BUDGET})",
+)
+USER_CODE = Option(
+    "user-code",
+    "NAMES",
+    "Comma-separated packages or globs of files whose branches count as well, such as my_kernels or src/*.py; "
+    "-timm leaves a package out. Default: all but Python, torch and the exporters.",
+    repeatable=True,
+)
 ARTIFACTS = Option(
     "artifacts",
     "WHEN",
@@ -73,7 +93,11 @@ REPORT = Option(
     f"Write all outcomes to a file. The suffix is the format: {', '.join(REPORT_SUFFIXES)}. May be repeated.",
     repeatable=True,
 )
-OPTIONS = (BACKENDS, DEVICES, DTYPES, REQUIRE, INPUTS, SEED, ARTIFACTS, OUTPUT, REPORT)
+OPTIONS = (
+    *(BACKENDS, DEVICES, DTYPES, REQUIRE),
+    *(INPUTS, SEED, BRANCHES, SEARCH_BUDGET, USER_CODE),
+    *(ARTIFACTS, OUTPUT, REPORT),
+)
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""The output directory: a folder for each test, and what keeps the directory out of version control."""
+"""Where files go: a folder for each test in the output directory, and what pytest's cache remembers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from pytest_torchexport.plugin.settings import not_writable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
+
     from pytest_torchexport.plugin.stash import Run
 
+MEMORY = "torchexport"
+"""Name of our folder in pytest's cache; `--cache-clear` empties it."""
 GITIGNORE = "# Written by pytest-torchexport, which made this directory and replaces what is in it.\n*\n"
 
 
@@ -46,3 +50,18 @@ def ignore_output(run: Run, kept: Path | None) -> None:
     ignore = run.settings.output / ".gitignore"
     if kept is not None and kept.is_dir() and run.output_is_ours and not ignore.exists():
         ignore.write_text(GITIGNORE, encoding="utf-8")
+
+
+def memory(config: pytest.Config) -> Path | None:
+    """The folder in pytest's cache for inputs that failed; None without a cache, or where it cannot be written.
+
+    Workers of pytest-xdist have the same root directory, so the same folder.
+    """
+    cache = getattr(config, "cache", None)  # missing with -p no:cacheprovider
+    if cache is None:
+        return None
+    try:
+        folder: Path = cache.mkdir(MEMORY)
+    except OSError:
+        return None
+    return folder

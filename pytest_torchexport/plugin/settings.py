@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.plugin import names, options
-from pytest_torchexport.plugin.options import DEFAULT_OUTPUT, OUTPUT, REPORT, REPORT_SUFFIXES, Option, texts
+from pytest_torchexport.plugin.options import (
+    BRANCH_MODES,
+    DEFAULT_OUTPUT,
+    OUTPUT,
+    REPORT,
+    REPORT_SUFFIXES,
+    Option,
+    texts,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pytest
 
@@ -20,6 +28,7 @@ Artifacts = Literal["on", "off", "retain-on-failure"]
 ARTIFACTS: tuple[Artifacts, ...] = ("on", "off", "retain-on-failure")
 
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound=str)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,9 @@ class Settings:
     require: Setting[tuple[str, ...]]
     inputs: Setting[int]
     seed: Setting[int]
+    branches: Setting[str]
+    search_budget: Setting[int]
+    user_code: Setting[tuple[str, ...]]
     artifacts: Artifacts
     output: Path
     reports: tuple[Path, ...]
@@ -58,7 +70,7 @@ def read_settings(config: pytest.Config) -> Settings:
     Raises:
         UsageError: a value is not accepted; the message names where it stands and what is accepted.
     """
-    artifacts = _both(config, options.ARTIFACTS, _artifacts).resolve(None, "retain-on-failure")
+    artifacts = _both(config, options.ARTIFACTS, lambda text: _choice(text, ARTIFACTS))
     output = _output(config)
     return Settings(
         backends=_names(config, options.BACKENDS, names.check_backend),
@@ -67,7 +79,10 @@ def read_settings(config: pytest.Config) -> Settings:
         require=_names(config, options.REQUIRE, names.check_required),
         inputs=_both(config, options.INPUTS, lambda text: _integer(text, at_least=0)),
         seed=_both(config, options.SEED, lambda text: _integer(text, at_least=0)),
-        artifacts=artifacts,
+        branches=_both(config, options.BRANCHES, lambda text: _choice(text, BRANCH_MODES)),
+        search_budget=_both(config, options.SEARCH_BUDGET, lambda text: _integer(text, at_least=0)),
+        user_code=_names(config, options.USER_CODE, names.check_code),
+        artifacts=artifacts.resolve(None, "retain-on-failure"),
         output=output or config.rootpath / DEFAULT_OUTPUT,
         reports=_reports(config),
     )
@@ -110,11 +125,11 @@ def _integer(text: str, *, at_least: int) -> int:
     return value
 
 
-def _artifacts(text: str) -> Artifacts:
-    for accepted in ARTIFACTS:
-        if text == accepted:
-            return accepted
-    msg = f"{text!r} is not accepted: choose one of {', '.join(ARTIFACTS)}"
+def _choice(text: str, accepted: Iterable[_S]) -> _S:
+    for one in accepted:
+        if text == one:
+            return one
+    msg = f"{text!r} is not accepted: choose one of {', '.join(accepted)}"
     raise UsageError(msg)
 
 

@@ -6,7 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.backends.registry import backend_names
+from pytest_torchexport.diagnose.coverage import branches_ledger
 from pytest_torchexport.outcome import Verdict
+from pytest_torchexport.plugin import branches
 from pytest_torchexport.plugin.matrix import Cell
 from pytest_torchexport.plugin.transport import cell_of, origin_of
 
@@ -47,7 +49,7 @@ def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record]) 
     if len(shown) < len(rows):
         reporter.write_line(f"... and {len(rows) - len(shown)} tests with nothing but ok (-v shows them)")
     if verbosity > 0:
-        for detail in details(records):
+        for detail in details(records) + _branch_details(reporter, rows):
             reporter.write_line(detail)
     reporter.write_line(totals(records))
 
@@ -92,12 +94,16 @@ def table(rows: dict[str, list[Record]], width: int) -> list[Line]:
     labels = _labels(list(rows))
     label_width = min(max(map(len, labels), default=0), max(20, width // 2))
     cells = [{key: _cell([r for r in row if _column(r) == key]) for key in columns} for row in rows.values()]
+    covered = [branches.cell_text(row) for row in rows.values()]
+    if any(text for text, _ in covered):
+        columns[_BRANCHES] = "branches"
+        cells = [cell | {_BRANCHES: own} for cell, own in zip(cells, covered, strict=True)]
     widths = {key: max(len(title), *(len(row[key][0]) for row in cells)) for key, title in columns.items()}
     lines: list[Line] = []
     for block in _blocks(widths, width - label_width):
         lines.append([(" " * label_width, "")] + [("  " + columns[key].ljust(widths[key]), "bold") for key in block])
         for label, row in zip(labels, cells, strict=True):
-            if all(row[key] == _NO_CELL for key in block):
+            if all(row[key] in (_NO_CELL, ("", "")) for key in block):
                 continue
             line: Line = [(_cut(label, label_width).ljust(label_width), "")]
             line += [("  " + row[key][0].ljust(widths[key]), row[key][1]) for key in block]
@@ -112,6 +118,8 @@ def table(rows: dict[str, list[Record]], width: int) -> list[Line]:
 
 
 _NO_CELL = ("-", "")
+_BRANCHES = "/"
+"""Key of the column of branches; no backend has this name."""
 
 
 def _cell(records: Sequence[Record]) -> tuple[str, str]:
@@ -154,10 +162,19 @@ def details(records: Iterable[Record]) -> list[str]:
             )
         else:
             lines.append(f"{record['test']}: {record['message'].splitlines()[0]}")
+        # Branches are those of the test, not of one backend: `branches.details` shows them once.
+        own = {(entry.what, entry.why) for entry in branches_ledger(branches.coverage_of(record))}
         counted = Counter((entry["what"], entry["why"]) for entry in record["not_checked"])
+        counted = Counter({entry: count for entry, count in counted.items() if entry not in own})
         for (what, why), count in counted.items():
             lines.append(f"  not checked: {what}: {why}{f' ({count} times)' if count > 1 else ''}")
     return lines
+
+
+def _branch_details(reporter: pytest.TerminalReporter, rows: dict[str, list[Record]]) -> list[str]:
+    everything = reporter.config.get_verbosity() > 1
+    folder = reporter.config.invocation_params.dir
+    return [line for name, row in rows.items() for line in branches.details(name, row, folder, everything=everything)]
 
 
 def _rows(records: Iterable[Record]) -> dict[str, list[Record]]:

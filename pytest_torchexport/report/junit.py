@@ -15,9 +15,10 @@ def properties(record: dict[str, Any]) -> list[tuple[str, str | int | float]]:
 
     Returns:
         Pairs of name and value. `torchexport.max_abs` and `.max_rel` are those of the worst leaf,
-        `torchexport.inputs` is the number of inputs that were compared, `torchexport.duration_s` is in seconds.
+        `torchexport.inputs` is the number of inputs that were compared, `torchexport.branches_known` and
+        `.branches_reached` count outcomes of decisions in the user's code, `torchexport.duration_s` is in seconds.
     """
-    worst = record["worst"] or {}
+    worst, branches = record["worst"] or {}, record["branches"] or {}
     values = {
         "verdict": record["verdict"],
         "stage": record["stage"],
@@ -27,6 +28,8 @@ def properties(record: dict[str, Any]) -> list[tuple[str, str | int | float]]:
         "max_abs": worst.get("max_abs"),
         "max_rel": worst.get("max_rel"),
         "inputs": len(record["inputs"]),
+        "branches_known": branches.get("known"),
+        "branches_reached": branches.get("reached"),
         "duration_s": round(sum(record["durations"].values()), 6),
     }
     return [(PREFIX + name, value) for name, value in values.items() if value is not None]

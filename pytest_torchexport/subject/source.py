@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
-import importlib.util
 import linecache
 import sysconfig
 import traceback
@@ -13,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_torchexport.errors import UsageError
 from pytest_torchexport.outcome import Location
+from pytest_torchexport.subject.code_names import matcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -60,7 +58,7 @@ def user_code(entries: Iterable[str]) -> Callable[[str], bool]:
     Raises:
         UsageError: an entry is neither a name nor a glob.
     """
-    rules = [(_matcher(entry), not entry.startswith("-")) for entry in entries]
+    rules = [(matcher(entry), not entry.startswith("-")) for entry in entries]
     if not rules:
         return is_users
 
@@ -70,37 +68,6 @@ def user_code(entries: Iterable[str]) -> Callable[[str], bool]:
         return found[-1] if found else is_users(filename)
 
     return functools.cache(decide)
-
-
-def _matcher(entry: object) -> Callable[[str], bool]:
-    """Whether an entry fits a file, given by its absolute path with slashes."""
-    name = entry.removeprefix("-") if isinstance(entry, str) else ""
-    if "/" in name or "*" in name or name.endswith(".py"):
-        glob = name if name.startswith(("/", "*")) or ":" in name else f"*/{name}"
-        return lambda path: fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(path, glob.rstrip("/") + "/*")
-    if not name or not all(part.isidentifier() for part in name.split(".")):
-        msg = (
-            f"user_code holds {entry!r}: give the name of a package (timm, timm.layers) or a glob of files "
-            "(src/kernels/*.py), with a - in front to leave it out"
-        )
-        raise UsageError(msg)
-    return lambda path: path.startswith(_places(name))
-
-
-@functools.cache
-def _places(name: str) -> tuple[str, ...]:
-    """How the paths of a package's or module's files begin; empty where it is not installed. Imports nothing."""
-    top, *inner = name.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # ValueError: a module that was made by hand, or __main__
-        return ()
-    if spec is None:
-        return ()
-    if spec.submodule_search_locations is None:
-        return (Path(spec.origin).absolute().as_posix(),) if spec.origin and not inner else ()
-    found = [Path(place, *inner).absolute().as_posix() for place in spec.submodule_search_locations]
-    return tuple(path + end for path in found for end in ("/", ".py"))
 
 
 def is_machinery(filename: str) -> bool:
