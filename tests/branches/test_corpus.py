@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from tests.branches.corpus.case import Call
     from tests.branches.corpus.probe import Key, Run
 
-each = pytest.mark.parametrize("case", cases(), ids=lambda case: case.name.replace(" ", "-"))
+each = pytest.mark.parametrize(
+    "case", cases(), ids=lambda case: f"{Path(case.file).stem}-{case.name}".replace(" ", "-")
+)
 DRAWS = 500
 
 
