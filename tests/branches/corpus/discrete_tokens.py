@@ -1,0 +1,574 @@
+"""Branching modules over tokens and other codes: special ids, padding, packets, routing by id, decoding until eos."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_torchexport import integers
+from tests.branches.corpus.case import EXAMPLE, Call, Case, Infeasible, Truth, call, seeded
+
+CASES: list[Case] = []
+
+
+def ids(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def octets(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.uint8)
+
+
+class CutAtEos(nn.Module):
+    """Sentence embedding: what stands behind the first end-of-sequence token does not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eos_token_id = 2
+        self.embed = nn.Embedding(60, 8)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(ids)
+        if (ids == self.eos_token_id).any():
+            seen = (ids == self.eos_token_id).cumsum(1)
+            alive = (seen == 0).unsqueeze(-1).to(hidden.dtype)
+            hidden = hidden * alive
+            return self.out(hidden.sum(1) / alive.sum(1).clamp_min(1))
+        return self.out(hidden.mean(1))
+
+
+CASES.append(
+    Case(
+        "cut at eos",
+        make=lambda: seeded(CutAtEos),
+        args=lambda: (ids([17, 33, 9, 51, 4, 28], [44, 6, 12, 59, 31, 8]),),
+        decisions=[
+            Truth(
+                "(ids == self.eos_token_id).any()",
+                true=lambda: call(ids([17, 33, 2, 51, 4, 28], [44, 6, 12, 59, 31, 8])),
+                false=EXAMPLE,
+            )
+        ],
+        wrong={"trace": "(ids == self.eos_token_id).any()"},
+    )
+)
+
+
+class PadAwareEncoder(nn.Module):
+    """Bag of tokens that skips padding; a batch with an empty row takes a learned vector for it."""
+
+    def __init__(self, vocab: int = 50, width: int = 8, pad: int = 0) -> None:
+        super().__init__()
+        self.pad = pad
+        self.embed = nn.Embedding(vocab, width, padding_idx=pad)
+        self.empty = nn.Parameter(torch.randn(width))
+        self.out = nn.Linear(width, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        padding = ids.eq(self.pad)
+        hidden = self.embed(ids)
+        if not padding.any():
+            return self.out(hidden.mean(1))
+        count = (~padding).sum(1, keepdim=True)
+        pooled = hidden.sum(1) / count.clamp_min(1)
+        empty = padding.all(dim=1)
+        if empty.any():
+            pooled = torch.where(empty.unsqueeze(1), self.empty, pooled)
+        return self.out(pooled)
+
+
+CASES.append(
+    Case(
+        "pad-aware encoder",
+        make=lambda: seeded(PadAwareEncoder),
+        args=lambda: (ids([5, 18, 40, 7, 22], [31, 2, 9, 14, 49], [3, 3, 27, 11, 6]),),
+        decisions=[
+            Truth(
+                "padding.any()",
+                true=lambda: call(ids([5, 18, 40, 7, 22], [31, 2, 9, 0, 0], [3, 3, 27, 11, 6])),
+                false=EXAMPLE,
+            ),
+            Truth(
+                "empty.any()",
+                true=lambda: call(ids([5, 18, 40, 7, 22], [0, 0, 0, 0, 0], [3, 3, 27, 11, 6])),
+                false=lambda: call(ids([5, 18, 40, 7, 22], [31, 2, 9, 0, 0], [3, 3, 27, 11, 6])),
+            ),
+        ],
+        wrong={"trace": "padding.any()"},
+    )
+)
+
+
+class PromptedClassifier(nn.Module):
+    """Appends the separator where the caller forgot it, and drops the class token where it was passed."""
+
+    CLS = 101
+    SEP = 102
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(120, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if input_ids[0, 0] == self.CLS:
+            input_ids = input_ids[:, 1:]
+        if input_ids[0, -1].item() != self.SEP:
+            input_ids = F.pad(input_ids, (0, 1), value=self.SEP)
+        return self.head(self.embed(input_ids).mean(1))
+
+
+CASES.append(
+    Case(
+        "prompted classifier",
+        make=lambda: seeded(PromptedClassifier),
+        args=lambda: (ids([101, 12, 30, 4, 77, 102]),),
+        decisions=[
+            Truth("input_ids[0, 0] == self.CLS", true=EXAMPLE, false=lambda: call(ids([15, 12, 30, 4, 77, 102]))),
+            Truth(
+                "input_ids[0, -1].item() != self.SEP",
+                true=lambda: call(ids([101, 12, 30, 4, 77, 60])),
+                false=EXAMPLE,
+            ),
+        ],
+        wrong={"trace": "input_ids[0, 0] == self.CLS"},
+    )
+)
+
+
+class SpecialTokenDropper(nn.Module):
+    """Reserved ids do not take part in pooling; a text of reserved ids only gives the default answer."""
+
+    def __init__(self, n_special: int = 5) -> None:
+        super().__init__()
+        self.n_special = n_special
+        self.embed = nn.Embedding(40, 8)
+        self.register_buffer("default", torch.full((8,), 0.25))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if (ids < self.n_special).any():
+            kept = ids[ids >= self.n_special]
+            if kept.numel() == 0:
+                return self.default
+            return self.embed(kept).mean(0)
+        return self.embed(ids.reshape(-1)).mean(0)
+
+
+CASES.append(
+    Case(
+        "special token dropper",
+        make=lambda: seeded(SpecialTokenDropper),
+        args=lambda: (ids([8, 39, 14], [22, 7, 30]),),
+        decisions=[
+            Truth("(ids < self.n_special).any()", true=lambda: call(ids([8, 1, 14], [22, 7, 30])), false=EXAMPLE),
+            Truth(
+                "kept.numel() == 0",
+                true=lambda: call(ids([0, 1, 2], [4, 4, 3])),
+                false=lambda: call(ids([8, 1, 14], [22, 7, 30])),
+            ),
+        ],
+        wrong={"trace": "(ids < self.n_special).any()"},
+    )
+)
+
+
+class UniqueFeatures(nn.Module):
+    """Sparse features of a recommender: repeated ids are looked up once and weighted by their counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(200, 4)
+
+    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        unique, counts = feature_ids.unique(return_counts=True)
+        if unique.numel() < feature_ids.numel():
+            weights = counts.to(torch.float32).log1p()
+            return (self.table(unique) * weights.unsqueeze(1)).sum(0)
+        return self.table(feature_ids).sum(0)
+
+
+CASES.append(
+    Case(
+        "unique features",
+        make=lambda: seeded(UniqueFeatures),
+        args=lambda: (torch.tensor([3, 150, 77, 28, 191]),),
+        decisions=[
+            Truth(
+                "unique.numel() < feature_ids.numel()",
+                true=lambda: call(torch.tensor([3, 150, 77, 3, 191])),
+                false=EXAMPLE,
+            )
+        ],
+        options={"inputs": {"feature_ids": integers(0, 199)}},
+        wrong={"trace": "unique.numel() < feature_ids.numel()"},
+    )
+)
+
+
+class TelemetryPacket(nn.Module):
+    """A frame of bytes: sync byte, length, payload, checksum. Broken frames give zeros."""
+
+    SYNC = 0x7E
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decode = nn.Linear(6, 3)
+
+    def forward(self, frame: torch.Tensor) -> torch.Tensor:
+        if frame[0] != self.SYNC:
+            return torch.zeros(3)
+        length = int(frame[1])
+        if length > frame.shape[0] - 3:
+            return torch.full((3,), -1.0)
+        payload = frame[2 : 2 + length]
+        checksum = int(payload.sum()) % 256
+        if checksum != int(frame[-1]):
+            return torch.full((3,), -2.0)
+        values = F.pad(payload.float() / 255, (0, 6 - length))
+        return self.decode(values)
+
+
+CASES.append(
+    Case(
+        "telemetry packet",
+        make=lambda: seeded(TelemetryPacket),
+        args=lambda: (octets(0x7E, 4, 10, 200, 33, 90, 77),),
+        decisions=[
+            Truth("frame[0] != self.SYNC", true=lambda: call(octets(0, 4, 10, 200, 33, 90, 77)), false=EXAMPLE),
+            Truth("int(frame[1])", "number", other=lambda: call(octets(0x7E, 3, 10, 200, 33, 90, 243))),
+            Truth(
+                "length > frame.shape[0] - 3",
+                true=lambda: call(octets(0x7E, 5, 10, 200, 33, 90, 77)),
+                false=EXAMPLE,
+            ),
+            Truth(
+                "checksum != int(frame[-1])",
+                true=lambda: call(octets(0x7E, 4, 10, 200, 33, 90, 78)),
+                false=EXAMPLE,
+            ),
+        ],
+        options={"inputs": {"frame": integers(0, 255)}},
+        wrong={"trace": "frame[0] != self.SYNC"},
+    )
+)
+
+
+class LanguageRouter(nn.Module):
+    """The first token names the target language; every language has its adapter, unknown ones share one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.adapters = nn.ModuleDict({"4": nn.Linear(8, 8), "5": nn.Linear(8, 8), "9": nn.Linear(8, 8)})
+        self.shared = nn.Linear(8, 8)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(tokens).mean(1)
+        language = str(tokens[0, 0].item())
+        try:
+            adapter = self.adapters[language]
+        except KeyError:
+            adapter = self.shared
+        return adapter(hidden)
+
+
+CASES.append(
+    Case(
+        "language router",
+        make=lambda: seeded(LanguageRouter),
+        args=lambda: (ids([4, 20, 11, 30], [4, 8, 16, 2]),),
+        decisions=[
+            Truth("tokens[0, 0].item()", "number", other=lambda: call(ids([5, 20, 11, 30], [4, 8, 16, 2]))),
+            Truth("except KeyError", "exception", true=lambda: call(ids([7, 1, 1, 1], [4, 8, 16, 2])), false=EXAMPLE),
+        ],
+        wrong={"trace": "tokens[0, 0].item()"},
+    )
+)
+
+
+class SegmentPooler(nn.Module):
+    """Sentence pairs: where the segment changes, both parts are pooled apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, 8)
+        self.segments = nn.Embedding(2, 8)
+        self.pair = nn.Linear(16, 4)
+
+    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = self.embed(input_ids)
+        if token_type_ids is None:
+            both = hidden.mean(1)
+            return self.pair(torch.cat([both, both], dim=-1))
+        hidden = hidden + self.segments(token_type_ids)
+        change = token_type_ids[:, 1:] != token_type_ids[:, :-1]
+        if not change.any():
+            both = hidden.mean(1)
+            return self.pair(torch.cat([both, both], dim=-1))
+        second = token_type_ids.unsqueeze(-1).to(hidden.dtype)
+        first = 1 - second
+        left = (hidden * first).sum(1) / first.sum(1).clamp_min(1)
+        right = (hidden * second).sum(1) / second.sum(1).clamp_min(1)
+        return self.pair(torch.cat([left, right], dim=-1))
+
+
+CASES.append(
+    Case(
+        "segment pooler",
+        make=lambda: seeded(SegmentPooler),
+        args=lambda: (ids([7, 33, 60, 12, 5]), ids([0, 0, 0, 1, 1])),
+        decisions=[
+            Truth("token_type_ids is None", true=lambda: call(ids([7, 33, 60, 12, 5])), false=EXAMPLE),
+            Truth(
+                "change.any()",
+                true=EXAMPLE,
+                false=lambda: call(ids([7, 33, 60, 12, 5]), ids([0, 0, 0, 0, 0])),
+            ),
+        ],
+        wrong={"trace": "change.any()"},
+    )
+)
+
+
+class TextGate(nn.Module):
+    """A cheap score of the tokens decides whether the expensive block runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Embedding(30, 1)
+        with torch.no_grad():
+            self.score.weight.copy_(torch.linspace(-1.0, 1.0, 30)[torch.randperm(30)].unsqueeze(1))
+        self.embed = nn.Embedding(30, 8)
+        self.block = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(ids)
+        if self.score(ids).mean() > 0.6:
+            hidden = hidden + self.block(hidden)
+        return hidden.mean(1)
+
+
+CASES.append(
+    Case(
+        "text gate",
+        make=lambda: seeded(TextGate),
+        args=lambda: (ids([3, 17, 8, 25, 12, 4]),),
+        decisions=[
+            Truth(
+                "self.score(ids).mean() > 0.6",
+                true=lambda: call(seeded(TextGate).score.weight.argmax().expand(1, 6).clone()),
+                false=EXAMPLE,
+            )
+        ],
+        options={"inputs": {"ids": integers(0, 29)}},
+        wrong={"trace": "self.score(ids).mean() > 0.6"},
+    )
+)
+
+
+class HashedBuckets(nn.Module):
+    """Polynomial hash of an n-gram; a few buckets are kept for frequent n-grams and have their own vector."""
+
+    def __init__(self, buckets: int = 16) -> None:
+        super().__init__()
+        self.buckets = buckets
+        self.reserved = 5
+        self.table = nn.Embedding(buckets, 4)
+        self.frequent = nn.Parameter(torch.randn(4))
+
+    def forward(self, ngram: torch.Tensor) -> torch.Tensor:
+        code = 0
+        for token in ngram.tolist():
+            code = (code * 31 + token) % self.buckets
+        if code == self.reserved:
+            return self.frequent.clone()
+        return self.table(torch.tensor(code))
+
+
+CASES.append(
+    Case(
+        "hashed buckets",
+        make=lambda: seeded(HashedBuckets),
+        args=lambda: (torch.tensor([12, 7, 31, 90]),),
+        decisions=[
+            Truth("ngram.tolist()", "number", other=lambda: call(torch.tensor([12, 7, 31, 89]))),
+            Truth("code == self.reserved", true=lambda: call(torch.tensor([0, 0, 0, 5])), false=EXAMPLE),
+        ],
+        wrong={"trace": "ngram.tolist()"},
+    )
+)
+
+
+class DigitSum(nn.Module):
+    """Control digit of an account number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+
+    def forward(self, digits: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(digits).sum(0)
+        if int(digits.sum()) % 7 == 3:
+            return hidden
+        return -hidden
+
+
+CASES.append(
+    Case(
+        "digit sum",
+        make=lambda: seeded(DigitSum),
+        args=lambda: (torch.tensor([4, 1, 0, 9, 9, 2, 5, 6]),),
+        decisions=[
+            Truth(
+                "int(digits.sum()) % 7 == 3",
+                true=lambda: call(torch.tensor([3, 0, 0, 0, 0, 0, 0, 0])),
+                false=EXAMPLE,
+            )
+        ],
+        wrong={"trace": "int(digits.sum()) % 7 == 3"},
+    )
+)
+
+
+class TinyGPT(nn.Module):
+    """A decoder of one layer with a key-value cache that writes greedily until it says eos."""
+
+    def __init__(self, vocab: int = 24, width: int = 16, context: int = 16) -> None:
+        super().__init__()
+        self.eos = 1
+        self.max_new_tokens = 4
+        self.wte = nn.Embedding(vocab, width)
+        self.wpe = nn.Embedding(context, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocab, bias=False)
+
+    def step(
+        self, ids: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        past = 0 if cache is None else cache[0].shape[1]
+        hidden = self.wte(ids) + self.wpe(torch.arange(past, past + ids.shape[1]))
+        query, key, value = self.qkv(self.norm(hidden)).chunk(3, dim=-1)
+        if cache is not None:
+            key = torch.cat([cache[0], key], dim=1)
+            value = torch.cat([cache[1], value], dim=1)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
+        hidden = hidden + self.proj(attended)
+        return self.head(hidden[:, -1]), (key, value)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        cache = None
+        written = ids
+        current = ids
+        for _ in range(self.max_new_tokens):
+            logits, cache = self.step(current, cache)
+            current = logits.argmax(-1, keepdim=True)
+            written = torch.cat([written, current], dim=1)
+            if current.item() == self.eos:
+                break
+        return written
+
+
+CASES.append(
+    Case(
+        "tiny gpt",
+        make=lambda: seeded(TinyGPT, seed=7),
+        args=lambda: (ids([3, 19, 7, 23, 12]),),
+        decisions=[
+            Truth("cache is None", true=EXAMPLE, false=EXAMPLE),
+            Truth("cache is not None", true=EXAMPLE, false=EXAMPLE),
+            Truth("range(self.max_new_tokens)", "loop", other=lambda: call(ids([17, 9, 23, 22, 4]))),
+            Truth("current.item() == self.eos", true=lambda: call(ids([17, 9, 23, 22, 4])), false=EXAMPLE),
+        ],
+        wrong={"trace": "current.item() == self.eos"},
+    )
+)
+
+
+class SpeculativeVerifier(nn.Module):
+    """Accepts the prefix of the draft that the target model would have written itself."""
+
+    def __init__(self, vocab: int = 20) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab, 12)
+        self.head = nn.Linear(12, vocab)
+
+    def forward(self, context: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
+        previous = torch.cat([context[-1:], draft[:-1]])
+        target = self.head(self.embed(previous)).argmax(-1)
+        accepted = 0
+        while accepted < draft.shape[0] and draft[accepted] == target[accepted]:
+            accepted += 1
+        if accepted == draft.shape[0]:
+            return draft
+        return torch.cat([draft[:accepted], target[accepted : accepted + 1]])
+
+
+def agreeing_draft() -> Call:
+    context, model = torch.tensor([4, 11, 19]), seeded(SpeculativeVerifier)
+    written = context[-1:]
+    for _ in range(4):
+        written = torch.cat([written, model.head(model.embed(written[-1:])).argmax(-1)])
+    return call(context, written[1:])
+
+
+CASES.append(
+    Case(
+        "speculative verifier",
+        make=lambda: seeded(SpeculativeVerifier),
+        args=lambda: (torch.tensor([4, 11, 19]), torch.tensor([2, 7, 7, 13])),
+        decisions=[
+            Truth("accepted < draft.shape[0]", true=EXAMPLE, false=agreeing_draft),
+            Truth("draft[accepted] == target[accepted]", true=agreeing_draft, false=EXAMPLE),
+            Truth(
+                "accepted < draft.shape[0] and draft[accepted] == target[accepted]",
+                "loop",
+                other=agreeing_draft,
+            ),
+            Truth("accepted == draft.shape[0]", true=agreeing_draft, false=EXAMPLE),
+        ],
+        options={"inputs": {"context": integers(0, 19), "draft": integers(0, 19)}},
+        effort="hard",
+        wrong={"trace": "draft[accepted] == target[accepted]"},
+    )
+)
+
+
+class GuardedVocabulary(nn.Module):
+    """Checks ids after it has used them: the check can never be true."""
+
+    def __init__(self, vocab: int = 25) -> None:
+        super().__init__()
+        self.vocab = vocab
+        self.embed = nn.Embedding(vocab, 6)
+        self.unknown = nn.Parameter(torch.randn(6))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(ids)
+        if ids.max() >= self.vocab:
+            hidden = torch.where((ids >= self.vocab).unsqueeze(-1), self.unknown, hidden)
+        phase = ids % 4
+        if (phase == 5).any():
+            hidden = -hidden
+        return hidden.mean(1)
+
+
+CASES.append(
+    Case(
+        "guarded vocabulary",
+        make=lambda: seeded(GuardedVocabulary),
+        args=lambda: (ids([4, 24, 0, 17], [9, 9, 2, 1]),),
+        decisions=[
+            Truth(
+                "ids.max() >= self.vocab",
+                true=Infeasible("the embedding has raised for such an id"),
+                false=EXAMPLE,
+            ),
+            Truth("(phase == 5).any()", true=Infeasible("a remainder of 4 is below 4"), false=EXAMPLE),
+        ],
+        right=("trace",),
+    )
+)
