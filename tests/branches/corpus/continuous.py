@@ -305,24 +305,21 @@ class FusionBatch(nn.Module):
         return {"fused": a, "weight": intensity.amax()}
 
 
+def _scene(seed: int, reach: float = 1.0) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+    points = normal(2, 5, seed=seed + 10, scale=reach)
+    return {"image": normal(2, 6, seed=seed), "lidar": (points, uniform(2, 1, seed=seed + 20))}
+
+
 CASES.append(
     Case(
         "fusion batch",
         make=lambda: seeded(FusionBatch),
-        args=lambda: ({"image": normal(2, 6), "lidar": (normal(2, 5, seed=1), uniform(2, 1, seed=2))},),
+        args=lambda: (_scene(1),),
         decisions=[
-            Truth(
-                "b.norm() > 3 * a.norm()",
-                true=lambda: call(
-                    {"image": normal(2, 6), "lidar": (normal(2, 5, seed=1, scale=30.0), uniform(2, 1, seed=2))}
-                ),
-                false=EXAMPLE,
-            ),
+            Truth("b.norm() > 3 * a.norm()", true=lambda: call(_scene(1, reach=30.0)), false=EXAMPLE),
             Truth(
                 "torch.cosine_similarity(a, b).mean() < -0.5",
-                true=lambda: call(
-                    {"image": normal(2, 6, seed=3), "lidar": (normal(2, 5, seed=3), uniform(2, 1, seed=3))}
-                ),
+                true=lambda: call(_scene(2)),
                 false=EXAMPLE,
             ),
         ],
