@@ -31,12 +31,27 @@ if TYPE_CHECKING:
         UsageError,
     )
     from pytest_torchexport.inputs.domain import booleans, floats, integers, optional, sampled_from
-    from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
+    from pytest_torchexport.outcome import (
+        BranchCoverage,
+        BranchOutcome,
+        Cause,
+        Decision,
+        Evidence,
+        Input,
+        Leaf,
+        Location,
+        NotChecked,
+        Outcome,
+        Stage,
+        Verdict,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "outcome": "Cause Evidence Input Leaf Location NotChecked Outcome Stage Verdict",
+    "outcome": (
+        "BranchCoverage BranchOutcome Cause Decision Evidence Input Leaf Location NotChecked Outcome Stage Verdict"
+    ),
     "errors": (
         "BackendUnavailable ConventionError ExportRefused NotEquivalent ReferenceInvalid TorchExportError UsageError"
     ),
@@ -58,9 +73,12 @@ __all__ = [
     "Aoti",
     "Backend",
     "BackendUnavailable",
+    "BranchCoverage",
+    "BranchOutcome",
     "Cause",
     "Compile",
     "ConventionError",
+    "Decision",
     "Evidence",
     "Export",
     "ExportRefused",

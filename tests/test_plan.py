@@ -52,6 +52,17 @@ def test_a_device_or_dtype_object_stands_for_its_name() -> None:
         ({"dtype": torch.int8}, "unknown dtype 'int8'. Accepted: float32"),
         ({"grad": "yes"}, "grad='yes': give True or False"),
         ({"grad": None}, "grad=None: give True or False"),
+        ({"branches": "all"}, "branches='all': give one of 'search', 'observe', 'off'"),
+        ({"branches": None}, "branches=None: give one of 'search'"),
+        ({"search_budget": -1}, "search_budget=-1: give a whole number of at least 0"),
+        ({"search_budget": 1.5}, "search_budget=1.5: give a whole number"),
+        ({"min_coverage": 95}, "min_coverage=95: give a fraction from 0 to 1, such as 0.9 for 90 %, or None"),
+        ({"min_coverage": float("nan")}, "min_coverage=nan: give a fraction"),
+        ({"min_coverage": True}, "min_coverage=True: give a fraction"),
+        ({"min_coverage": 1.0, "branches": "off"}, "min_coverage=1.0 with branches='off': nothing is observed"),
+        ({"user_code": "timm"}, r"user_code is a str: give a tuple of packages or globs, user_code=\('-timm',\)"),
+        ({"user_code": ("a b",)}, r"user_code holds 'a b': give the name of a package \(timm, timm.layers\) or a glob"),
+        ({"user_code": (3,)}, "user_code holds 3: give the name of a package"),
         ({"extra_inputs": 5}, r"extra_inputs is an int: give a list of calls.*extra_inputs=\[\(x,\)"),
         ({"extra_inputs": X}, "extra_inputs is a Tensor: give a list of calls"),
         ({"extra_inputs": {"x": X}}, "extra_inputs is a dict: give a list of calls"),
@@ -62,6 +73,13 @@ def test_a_device_or_dtype_object_stands_for_its_name() -> None:
 def test_what_is_wrong_is_said_in_the_users_words(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         check(Scale(), (X,), n_inputs=0, **given)
+
+
+def test_branch_settings_that_are_accepted() -> None:
+    policy = Policy(user_code=["-timm", "src/*.py"], min_coverage=1, search_budget=0, branches="observe")
+    make_plan(Subject(Scale(), (X,)), policy, "")
+    assert policy.user_code == ("-timm", "src/*.py")
+    assert Policy().branches == "search"
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,10 @@ def matcher(entry: object) -> Callable[[str], bool]:
             "(src/kernels/*.py), with a - in front to leave it out"
         )
         raise UsageError(msg)
-    return lambda path: path.startswith(_places(name))
+    places = functools.cache(_places)
+    return lambda path: path.startswith(places(name))
 
 
-@functools.cache
 def _places(name: str) -> tuple[str, ...]:
     """How the paths of a package's or module's files begin; empty where it is not installed. Imports nothing."""
     top, *inner = name.split(".")

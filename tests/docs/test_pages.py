@@ -236,8 +236,8 @@ def test_options_exist(page: Path) -> None:
     content = page.read_text(encoding="utf-8")
     flags = {option.flag for option in options.OPTIONS}
     keys = {option.key for option in options.OPTIONS}
-    assert set(re.findall(r"--export-[a-z]+", content)) <= flags
-    assert set(re.findall(r"\bexport_[a-z]+(?=\s*=)", content)) <= keys
+    assert set(re.findall(r"--export-[a-z-]+", content)) <= flags
+    assert set(re.findall(r"\bexport_[a-z_]+(?=\s*=)", content)) <= keys
 
 
 def test_links_of_the_readme() -> None:

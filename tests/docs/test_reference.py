@@ -51,7 +51,7 @@ def _kind(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     if "enum" in schema:
-        return "one of " + ", ".join(f"`{one}`" for one in schema["enum"])
+        return "one of " + ", ".join(f"`{one}`" if one else "empty" for one in schema["enum"])
     if "anyOf" in schema:
         return " or ".join(_kind(one) for one in schema["anyOf"])
     kind = schema["type"] if isinstance(schema["type"], str) else " or ".join(schema["type"])
@@ -63,7 +63,9 @@ def _kind(schema: dict[str, Any]) -> str:
 
 def _schema() -> str:
     schema = json_report.schema()
-    parts = [("The document", schema)] + [(name, schema["$defs"][name]) for name in ("outcome", "leaf", "location")]
+    described = [name for name, one in schema["$defs"].items() if "properties" in one]
+    described.sort(key=["outcome", "leaf", "location", "branches", "decision", "branch_outcome"].index)
+    parts = [("The document", schema)] + [(name, schema["$defs"][name]) for name in described]
     texts = []
     for title, part in parts:
         rows = [[f"`{key}`", _kind(one), one.get("description", "")] for key, one in part["properties"].items()]
@@ -73,7 +75,7 @@ def _schema() -> str:
 
 def _junit() -> str:
     record = Outcome(Verdict.EQUIVALENT, Stage.COMPARE, "trace", "cpu", "", cause=Cause.NUMERIC).to_dict()
-    record["worst"] = {"max_abs": 0.0, "max_rel": 0.0}
+    record |= {"worst": {"max_abs": 0.0, "max_rel": 0.0}, "branches": {"known": 2, "reached": 1}}
     return "\n".join(f"- `{name}`" for name, _ in junit.properties(record))
 
 
@@ -122,6 +124,8 @@ def test_marker_defaults() -> None:
     rows = {row[0].strip("`"): row[2] for row in _rows("marker.md", "marker")}
     assert rows["backends"] == ", ".join(f"`{name}`" for name in DEFAULT_BACKENDS)
     assert (rows["n_inputs"], rows["seed"]) == (str(options.DEFAULT_INPUTS), str(options.DEFAULT_SEED))
+    assert rows["search_budget"] == str(options.DEFAULT_SEARCH_BUDGET)
+    assert rows["branches"] == f'`"{options.DEFAULT_BRANCHES}"`'
 
 
 def test_backends_table() -> None:

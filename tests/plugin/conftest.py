@@ -28,6 +28,27 @@ def linear():
 X = (torch.ones(4, 3),)
 """
 
+FABRICATED = """
+import dataclasses
+import importlib
+import pathlib
+import pytest
+from pytest_torchexport import BranchCoverage, BranchOutcome, Decision, Location
+
+WHERE = Location(str(pathlib.Path(__file__).with_name("test_models.py")), 8, "if x.sum() > 0:")
+OUTCOMES = (BranchOutcome("true", "example", "example"), BranchOutcome("false", tried="80 steps"))
+COVERAGE = BranchCoverage("search", (Decision("condition", "x.sum() > 0", WHERE, OUTCOMES),), 90)
+
+@pytest.fixture(autouse=True)
+def fabricated(monkeypatch):
+    engine = importlib.import_module("pytest_torchexport.check")
+    run = engine.run
+    def with_branches(*args):
+        return dataclasses.replace(run(*args), branches=COVERAGE)
+    monkeypatch.setattr(engine, "run", with_branches)
+"""
+"""A conftest that gives each outcome the branch coverage of a gate."""
+
 
 class Project:
     """A folder with tests; `run` runs pytest on it."""
@@ -49,6 +70,10 @@ class Project:
     def conftest(self, source: str) -> None:
         """Write the conftest file."""
         self.pytester.makeconftest(textwrap.dedent(source))
+
+    def fabricate_branches(self) -> None:
+        """Write a conftest file by which each outcome has the branch coverage of a gate."""
+        self.pytester.makeconftest(FABRICATED)
 
     def run(self, *args: str) -> pytest.RunResult:
         """Run pytest in this process, with a JSON report."""

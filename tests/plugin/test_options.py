@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_torchexport.plan import BRANCH_MODES, Policy
+from pytest_torchexport.plugin import options
 from pytest_torchexport.plugin.names import split_list
 from pytest_torchexport.plugin.options import OPTIONS
 from pytest_torchexport.plugin.settings import Setting
@@ -115,6 +117,10 @@ def test_lists(text: str, entries: list[str]) -> None:
         ("--export-require=gpu", "*--export-require: unknown backend 'gpu'*trace*Devices: cpu, cuda*"),
         ("--export-inputs=-1", "*--export-inputs: '-1' is not accepted: give an integer of 0 or more*"),
         ("--export-seed=x", "*--export-seed: 'x' is not accepted: give an integer of 0 or more*"),
+        ("--export-branches=on", "*--export-branches: 'on' is not accepted: choose one of search, observe, off*"),
+        ("--export-search-budget=-1", "*--export-search-budget: '-1' is not accepted: give an integer of 0 or more*"),
+        ("--export-user-code=a-b", "*--export-user-code: user_code holds 'a-b': give the name of a package*a glob*"),
+        ("--export-user-code=,", "*--export-user-code: the list is empty*"),
         ("--export-artifacts=always", "*--export-artifacts: 'always' is not accepted*on, off, retain-on-failure*"),
         ("--export-report=x.html", "*--export-report: 'x.html'*suffix is one of .json*"),
         ("--export-output=test_models.py/x", "*--export-output: *test_models.py is not a directory*"),
@@ -141,3 +147,60 @@ def test_an_unknown_option_of_a_backend_is_named(project: Project) -> None:
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*test_one*unknown option of backend 'trace' 'speed'*Accepted: *"])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_the_words_for_branches_are_those_of_the_engine() -> None:
+    assert options.BRANCH_MODES == BRANCH_MODES
+    assert Policy().branches == options.DEFAULT_BRANCHES
+
+
+POLICIES = """
+import importlib
+
+@pytest.fixture(autouse=True)
+def policy(monkeypatch):
+    seen = []
+    engine = importlib.import_module("pytest_torchexport.check")
+    run = engine.run
+    def spy(subject, policy, surroundings):
+        seen.append(policy)
+        return run(subject, policy, surroundings)
+    monkeypatch.setattr(engine, "run", spy)
+    yield
+    one = seen[0]
+    print("POLICY", one.branches, one.search_budget, one.min_coverage, one.user_code)
+
+@pytest.mark.export_equivalent(backends="trace", n_inputs=0, branches="observe", search_budget=7, min_coverage=0)
+def test_marked(export_check):
+    export_check(linear(), X)
+
+@pytest.mark.export_equivalent(backends="trace", n_inputs=0)
+def test_bare(export_check):
+    export_check(linear(), X)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ini", "args", "marked", "bare"),
+    [
+        ("", (), "observe 7 0.0 ()", "search 400 None ()"),
+        (
+            "export_branches = off\nexport_search_budget = 5\nexport_user_code = -timm, src/*.py",
+            (),
+            "observe 7 0.0 ('-timm', 'src/*.py')",
+            "off 5 None ('-timm', 'src/*.py')",
+        ),
+        (
+            "export_branches = off\nexport_search_budget = 5\nexport_user_code = -timm",
+            ("--export-branches=search", "--export-search-budget=0", "--export-user-code=-a", "--export-user-code=b.c"),
+            "search 0 0.0 ('-a', 'b.c')",
+            "search 0 None ('-a', 'b.c')",
+        ),
+    ],
+)
+def test_branch_settings(project: Project, ini: str, args: tuple[str, ...], marked: str, bare: str) -> None:
+    project.ini(ini)
+    project.test(POLICIES)
+    result = project.run("-s", *args)
+    result.assert_outcomes(passed=2)
+    assert [line.partition("POLICY ")[2] for line in result.outlines if "POLICY" in line] == [marked, bare]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_torchexport.outcome import Cause, Input, NotChecked, Outcome, Stage, Verdict
-from pytest_torchexport.plugin.terminal import MAX_ROWS, cell_text, table, totals
+from pytest_torchexport.diagnose.coverage import branches_ledger
+from pytest_torchexport.outcome import (
+    BranchCoverage,
+    BranchOutcome,
+    Cause,
+    Decision,
+    Input,
+    Location,
+    NotChecked,
+    Outcome,
+    Stage,
+    Verdict,
+)
+from pytest_torchexport.plugin import branches
+from pytest_torchexport.plugin.terminal import MAX_ROWS, cell_text, details, table, totals
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project
@@ -162,3 +176,115 @@ def test_totals() -> None:
         "3 checks: 1 equivalent, 1 mismatch, 1 skipped (1 expected); 2 inputs compared; "
         "1 thing not checked (-v lists them)"
     )
+
+
+FOLDER = Path("/home/me")
+TAKEN, FOUND = BranchOutcome("true", "example", "example"), BranchOutcome("false", "search", "branch 1")
+MISSING = BranchOutcome("false", tried="80 steps")
+
+
+def coverage(*outcomes: BranchOutcome, excluded: bool = False) -> BranchCoverage:
+    where = Location("/home/me/src/gate.py", 8, "if x.sum() > 0:")
+    return BranchCoverage("search", (Decision("condition", "x.sum() > 0", where, outcomes, excluded),), 90)
+
+
+def test_the_column_of_branches() -> None:
+    found = [
+        record("test_a", "trace", branches=coverage(TAKEN, MISSING)),
+        record("test_a", "script", branches=coverage(TAKEN, MISSING)),
+        record("test_b", "trace", branches=coverage(TAKEN, FOUND)),
+        record("test_none", "trace", branches=BranchCoverage("search")),
+        record("test_out", "trace", branches=coverage(TAKEN, MISSING, excluded=True)),
+        record("test_off", "trace"),
+    ]
+    assert lines(found) == [
+        "           trace  script  branches",
+        "test_a     ok     ok      1/2",
+        "test_b     ok     -       2/2",
+        "test_none  ok     -",
+        "test_out   ok     -",
+        "test_off   ok     -",
+    ]
+
+
+def test_the_least_of_a_tests_checks_is_shown() -> None:
+    pair = [
+        record("test_a", "trace", branches=coverage(TAKEN, FOUND)),
+        record("test_a", "trace", device="cuda", branches=coverage(TAKEN, MISSING)),
+    ]
+    assert lines(pair)[1].split() == ["test_a", "ok", "ok", "1/2"]
+
+
+def test_no_column_without_decisions() -> None:
+    for none in (None, BranchCoverage("search"), coverage(TAKEN, MISSING, excluded=True)):
+        assert lines([record("test_a", "trace", branches=none)]) == ["        trace", "test_a  ok"]
+
+
+def test_the_column_of_branches_goes_on_below_in_a_narrow_terminal() -> None:
+    found = [record("test_with_a_long_name", name, branches=coverage(TAKEN, FOUND)) for name in ("trace", "script")]
+    found.append(record("test_without", "trace"))
+    shown = lines(found, width=36)
+    assert all(len(line) <= 36 for line in shown)
+    assert [line.split()[-1] for line in shown[-2:]] == ["branches", "2/2"], "no row without branches there"
+
+
+def test_unreached_outcomes_are_listed_once_for_a_test() -> None:
+    row = [record("test_a", name, branches=coverage(TAKEN, MISSING)) for name in ("trace", "script")]
+    assert branches.details("a.py::test_a", row, FOLDER, everything=False) == [
+        "a.py::test_a: branches: 1 of 2 outcomes reached (1 by example); 90 eager runs",
+        "  not reached: src/gate.py:8: x.sum() > 0: false (tried: 80 steps)",
+    ]
+    elsewhere = branches.details("a.py::test_a", row, Path("/home/you"), everything=False)
+    assert elsewhere[1].startswith("  not reached: /home/me/src/gate.py:8: ")
+
+
+def test_all_decisions_with_vv() -> None:
+    row = [record("test_a", "trace", branches=coverage(TAKEN, FOUND))]
+    assert branches.details("test_a", row, FOLDER, everything=False)[1:] == []
+    assert branches.details("test_a", row, FOLDER, everything=True)[1:] == [
+        "  src/gate.py:8: x.sum() > 0: true by example, false by search (branch 1)"
+    ]
+    missing = [record("test_a", "trace", branches=coverage(TAKEN, MISSING))]
+    assert branches.details("test_a", missing, FOLDER, everything=True)[1:] == [
+        "  src/gate.py:8: x.sum() > 0: true by example, false not reached",
+        "    false: tried: 80 steps",
+    ]
+    out = [record("test_a", "trace", branches=coverage(TAKEN, MISSING, excluded=True))]
+    assert branches.details("test_a", out, FOLDER, everything=True)[1:] == [
+        "  src/gate.py:8: x.sum() > 0: true by example, false not reached (excluded)"
+    ]
+
+
+def test_checks_of_a_test_that_took_different_branches_are_told_apart() -> None:
+    row = [
+        record("test_a", "trace", branches=coverage(TAKEN, FOUND)) | {"test": "test_a[trace-cpu]"},
+        record("test_a", "script", branches=coverage(TAKEN, MISSING)) | {"test": "test_a[script-cpu]"},
+    ]
+    assert [line.partition(": ")[0] for line in branches.details("test_a", row, FOLDER, everything=False)[:2]] == [
+        "test_a",
+        "test_a[script-cpu]",
+    ]
+
+
+def test_branches_are_not_repeated_in_the_ledger_of_each_check() -> None:
+    own = coverage(TAKEN, MISSING)
+    ledger = (*branches_ledger(own), NotChecked("what", "why"))
+    one = record("test_a", "trace", branches=own, not_checked=ledger, durations={"run": 1.0})
+    assert details([one])[1:] == ["  not checked: what: why"]
+    assert "2 things not checked" in totals([one])
+
+
+def test_branches_in_a_run(project: Project) -> None:
+    project.fabricate_branches()
+    project.test("""
+    @pytest.mark.export_equivalent(backends=["trace", "script"], n_inputs=0)
+    def test_gate(export_check):
+        export_check(linear(), X)
+    """)
+    project.run().stdout.fnmatch_lines(["           trace  script  branches", "test_gate  ok     ok      1/2*"])
+    result = project.run("-v")
+    assert [line for line in result.outlines if "not reached" in line] == [
+        "  not reached: test_models.py:8: x.sum() > 0: false (tried: 80 steps)"
+    ]
+    result.stdout.fnmatch_lines(["test_models.py::test_gate: branches: 1 of 2 outcomes reached (1 by example)*"])
+    project.run("-vv").stdout.fnmatch_lines(["  test_models.py:8: x.sum() > 0: true by example, false not reached"])

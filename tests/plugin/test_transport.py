@@ -203,3 +203,73 @@ def test_values_of_a_record_are_plain(project: Project) -> None:
     project.test(TESTS)
     project.run().assert_outcomes(passed=4, failed=1)
     json.dumps(project.report(), allow_nan=False)
+
+
+@pytest.mark.parametrize("args", [("-n2",), ("-n0",)], ids=" ".join)
+def test_branches_arrive_with_xdist_and_without(project: Project, args: tuple[str, ...]) -> None:
+    project.fabricate_branches()
+    project.test(TESTS)
+    project.run_apart("--junitxml=junit.xml", *args).stdout.fnmatch_lines(["test_linear[[]1[]] *ok *1/2*"])
+    found = project.outcomes()["test_linear[1-trace-cpu]"]["branches"]
+    assert (found["known"], found["reached"], found["by_kind"], found["eager_runs"]) == (2, 1, {"example": 1}, 90)
+    assert [one["outcome"] for one in found["decisions"][0]["outcomes"]] == ["true", "false"]
+    case = _properties(project.path / "junit.xml")["test_linear[1-trace-cpu]"]
+    assert (case["torchexport.branches_known"], case["torchexport.branches_reached"]) == ("2", "1")
+
+
+MEMORY = """
+import importlib
+import pytest
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch):
+    engine = importlib.import_module("pytest_torchexport.check")
+    run = engine.run
+    def remember(subject, policy, surroundings):
+        folder = surroundings.memory
+        if folder is None:
+            print("MEMORY none")
+        else:
+            print("MEMORY", sorted(file.name for file in folder.iterdir()))
+            (folder / "note").touch()
+        return run(subject, policy, surroundings)
+    monkeypatch.setattr(engine, "run", remember)
+"""
+
+
+def test_the_folder_that_is_remembered_from_run_to_run(project: Project) -> None:
+    project.conftest(MEMORY)
+    project.test("""
+    @pytest.mark.export_equivalent(backends="trace", n_inputs=0)
+    def test_linear(export_check):
+        export_check(linear(), X)
+    """)
+
+    def run(*args: str) -> str:
+        result = project.run_apart("-rP", *args)
+        result.assert_outcomes(passed=1)
+        return next(line for line in result.outlines if line.startswith("MEMORY"))
+
+    assert run() == "MEMORY none", "the projects of these tests have no cache"
+    project.pytester.makeini("[pytest]\n")
+    assert run() == "MEMORY []"
+    assert run("-n1") == "MEMORY ['note']", "a worker has the same folder"
+    assert run("--cache-clear") == "MEMORY []"
+    assert run("-n1", "--cache-clear") == "MEMORY []"
+    assert run() == "MEMORY ['note']"
+    (folder,) = project.path.glob(".pytest_cache/d/torchexport")
+    assert folder.is_dir()
+
+
+def test_a_cache_that_cannot_be_written(project: Project) -> None:
+    project.conftest(MEMORY)
+    project.test("""
+    @pytest.mark.export_equivalent(backends="trace", n_inputs=0)
+    def test_linear(export_check):
+        export_check(linear(), X)
+    """)
+    (project.path / "file").touch()
+    project.pytester.makeini("[pytest]\ncache_dir = file\n")
+    result = project.run_apart("-rP")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["MEMORY none"])

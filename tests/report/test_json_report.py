@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 import jsonschema
 import pytest
 
+from pytest_torchexport.branches.sites import Kind
 from pytest_torchexport.outcome import (
     SCHEMA,
+    BranchCoverage,
+    BranchOutcome,
     Cause,
+    Decision,
     Evidence,
     Input,
     Leaf,
@@ -36,6 +40,8 @@ def full() -> dict[str, Any]:
     leaf = Leaf(
         "output", agrees=False, cause=Cause.NUMERIC, shape=(2, 3), index=(0, 1), max_abs=float("nan"), allowed=0.1
     )
+    taken, missing = BranchOutcome("true", "example", "example"), BranchOutcome("false", tried="80 steps")
+    decision = Decision("condition", "x > 0", where, (taken, missing))
     outcome = Outcome(
         verdict=Verdict.MISMATCH,
         stage=Stage.COMPARE,
@@ -59,6 +65,7 @@ def full() -> dict[str, Any]:
         artifact="model.pt",
         artifact_bytes=10,
         kept_in="kept",
+        branches=BranchCoverage("search", (decision,), 90),
         details={"graphs": 1},
         environment={"torch": "2"},
     )
@@ -94,6 +101,9 @@ def test_a_report_follows_its_schema(tmp_path: Path) -> None:
         {"location": {}},
         {"durations": {"run": -1}},
         {"result": 1},
+        {"branches": {"mode": "search"}},
+        {"branches": full()["branches"] | {"mode": "off"}},
+        {"branches": full()["branches"] | {"decisions": [{"kind": "condition"}]}},
     ],
 )
 def test_the_schema_rejects(fault: dict[str, Any]) -> None:
@@ -105,6 +115,11 @@ def test_the_schema_knows_every_key_and_word() -> None:
     described = json_report.schema()["$defs"]
     assert set(described["outcome"]["required"]) == set(described["outcome"]["properties"]) == set(full())
     assert set(described["leaf"]["required"]) == set(full()["worst"])
+    found = full()["branches"]
+    decision = found["decisions"][0]
+    for name, one in (("branches", found), ("decision", decision), ("branch_outcome", decision["outcomes"][0])):
+        assert set(described[name]["required"]) == set(described[name]["properties"]) == set(one)
+    assert described["decision"]["properties"]["kind"]["enum"] == [one.value for one in Kind]
     assert described["outcome"]["properties"]["verdict"]["enum"] == [one.value for one in Verdict]
     assert described["outcome"]["properties"]["stage"]["enum"] == [one.value for one in Stage]
     assert described["cause"]["enum"] == [*(one.value for one in Cause), None]
@@ -114,6 +129,9 @@ def test_an_outcome_comes_back_from_its_record() -> None:
     record = full()
     again = Outcome.from_dict(json.loads(json.dumps(record)))
     assert again.to_dict() | EXTRA == record
+    assert again.branches is not None
+    assert (again.branches.known, again.branches.reached, again.branches.ratio) == (2, 1, 0.5)
+    assert [(one.location.line, missing.tried) for one, missing in again.branches.unreached] == [(3, "80 steps")]
 
 
 def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> None:
@@ -137,5 +155,7 @@ def test_flat_properties() -> None:
         "torchexport.max_abs": "nan",
         "torchexport.max_rel": 0.0,
         "torchexport.inputs": 2,
+        "torchexport.branches_known": 2,
+        "torchexport.branches_reached": 1,
         "torchexport.duration_s": 0.75,
     }
