@@ -1,0 +1,524 @@
+"""One instrumented run: which decisions it took, which of them depend on the input, and how far each was from the other."""
+
+from __future__ import annotations
+
+import math
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from pytest_torchexport.branches import tracked
+from pytest_torchexport.branches.instrument import LOOPS, RELAY, SITES
+from pytest_torchexport.branches.margins import Info, Lookup, MarginMode
+from pytest_torchexport.branches.sites import Site
+from pytest_torchexport.branches.tracked import Origin, TrackedBool, TrackedFloat, TrackedInt
+from pytest_torchexport.branches.twins import Twins
+from pytest_torchexport.inputs.space import Space
+from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.call import Call, bind, rebind
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from pytest_torchexport.subject.run import Record
+
+_LIMIT = 20_000
+"""Tests that are kept of one run; a loop over many elements should not fill the memory with graphs."""
+
+
+class Runner(Protocol):
+    """Runs eager on a sequence of calls from its starting state, and puts that state back."""
+
+    def __call__(
+        self,
+        calls: tuple[Call, ...],
+        *,
+        program: Callable[..., Any] | None = None,
+        mode: AbstractContextManager[Any] | None = None,
+    ) -> Record:
+        """What it did; `program` is called in the model's place, `mode` is entered around each call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Test:
+    """One decision as it was taken.
+
+    Attributes:
+        site: where.
+        outcome: which way.
+        margin: 0-d float64, positive where the condition holds; None without a gradient.
+        size: what it depends on are sizes alone.
+        loop: the `while` loop whose test it is part of.
+    """
+
+    site: Site
+    outcome: bool
+    margin: torch.Tensor | None
+    size: bool
+    loop: Site | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Number:
+    """One number taken out of a tensor: where, its value, and its value with a gradient."""
+
+    site: Site
+    value: Any
+    real: torch.Tensor | None
+    size: bool
+
+
+@dataclass
+class Followed:
+    """What an instrumented run saw.
+
+    Attributes:
+        tests: the conditions that depend on the input, in the order in which they were decided.
+        path: every condition, also those that depend on nothing but the code, with its outcome.
+        numbers: the numbers taken out of tensors that depend on the input.
+        leaves: by call and path, the tensors with respect to which margins have gradients.
+        lookups: tables that were read by index.
+        record: what the run gave.
+        loops: iterables of `for` loops that depend on the input.
+    """
+
+    tests: list[Test] = field(default_factory=list)
+    path: list[tuple[Site, bool]] = field(default_factory=list)
+    numbers: list[Number] = field(default_factory=list)
+    leaves: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
+    lookups: list[Lookup] = field(default_factory=list)
+    loops: list[Site] = field(default_factory=list)
+    record: Record | None = None
+
+    def test(self, site: Site, nth: int = 0) -> Test | None:
+        """The n-th decision at the site."""
+        found = [test for test in self.tests if test.site == site]
+        return found[nth] if nth < len(found) else None
+
+    def gradient(self, of: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
+        """The gradient of a margin (or number) with respect to each leaf that it depends on."""
+        if not of.requires_grad or not self.leaves:
+            return {}
+        tables = [lookup.output for lookup in self.lookups]
+        wanted = [*self.leaves.values(), *tables]
+        try:
+            found = torch.autograd.grad(of, wanted, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # a step without a derivative
+            return {}
+        grads = {key: g for key, g in zip(self.leaves, found, strict=False) if g is not None}
+        self.table_gradients = [
+            (lookup, g) for lookup, g in zip(self.lookups, found[len(self.leaves) :], strict=True) if g is not None
+        ]
+        return grads
+
+    table_gradients: list[tuple[Lookup, torch.Tensor]] = field(default_factory=list)
+
+
+def follow(
+    runner: Runner,
+    space: Space,
+    calls: tuple[Call, ...],
+    *,
+    is_users: Callable[[str], bool],
+    state: Mapping[str, Any] | None = None,
+    changing: frozenset[str] = frozenset(),
+    force: Mapping[Site, Any] | None = None,
+) -> Followed:
+    """Run the calls with the user's functions replaced by their twins.
+
+    Args:
+        runner: runs eager.
+        space: what varies in the calls.
+        calls: the input.
+        is_users: whether the code of a file counts as the user's.
+        state: tensors of the model's state by name.
+        changing: names of the state that forward changes: it depends on earlier calls.
+        force: outcomes (of conditions) and values (of numbers) to put in the place of the true ones.
+    """
+    followed = Followed()
+    program = _Followed(space, followed, is_users, dict(state or {}), changing, dict(force or {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the user's code has to say, it says in the other runs
+        followed.record = runner(calls, program=program)
+    followed.lookups = program.mode.lookups
+    followed.record.outputs = containers.rebuild(followed.record.outputs, tracked.plain)
+    return followed
+
+
+class _Followed:
+    """The program that stands for the model in an instrumented run; also the runtime of the twins."""
+
+    def __init__(
+        self,
+        space: Space,
+        followed: Followed,
+        is_users: Callable[[str], bool],
+        state: dict[str, Any],
+        changing: frozenset[str],
+        force: dict[Site, Any],
+    ) -> None:
+        self._space, self._followed, self._is_users = space, followed, is_users
+        self._force = force
+        self._calls = 0
+        self._within: list[int] = []
+        self._last: Any = None
+        self._ranges: dict[int, tuple[range, Any]] = {}
+        tensors = {name: t for name, t in state.items() if isinstance(t, torch.Tensor)}
+        self.mode = MarginMode({id(t) for t in tensors.values()}, self._taken, bool(space.sizes()))
+        for name in changing & tensors.keys():
+            self.mode.know(tensors[name], Info())
+        self._twins = Twins(self, is_users)
+
+    # --- the program --------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self._with_leaves(Call(args, kwargs))
+        self._calls += 1
+        with self._twins, torch.inference_mode(mode=False):
+            self._twins.cover(self._space.model)
+            with self.mode:
+                return self._space.model(*call.args, **call.kwargs)
+
+    def _with_leaves(self, call: Call) -> Call:
+        """The call with every number that may vary as a leaf of autograd's graph."""
+        named = bind(self._space.model, call)
+        made: dict[str, Any] = {}
+        same: dict[int, Any] = {}
+        for path, numbers in self._space.numbers(call).items():
+            value = numbers.value
+            held = _at(named, path)
+            if id(held) in same and isinstance(held, torch.Tensor):
+                made[path] = same[id(held)]
+                continue
+            made[path] = same[id(held)] = self._leaf((self._calls, path), held, value)
+        named = {name: containers.replace(value, made, name) for name, value in named.items()}
+        for _, tensor in containers.tensors(named):
+            if self.mode.info(tensor) is None:
+                self.mode.know(tensor, Info())
+        return rebind(self._space.model, call, named, call.kind, call.label)
+
+    def _leaf(self, key: tuple[int, str], held: Any, value: torch.Tensor) -> Any:
+        with torch.enable_grad():
+            if not isinstance(held, torch.Tensor):
+                leaf = torch.tensor(float(value), dtype=torch.float64, requires_grad=True)
+                self._followed.leaves[key] = leaf
+                if isinstance(held, bool):
+                    return held
+                kind = TrackedInt if isinstance(held, int) else TrackedFloat
+                return kind(held, Origin(leaf))
+            if held.is_floating_point():
+                leaf = held.detach().requires_grad_()
+                self._followed.leaves[key] = leaf
+                given = leaf.view_as(leaf) * 1  # in-place changes are for tensors that are no leaves
+                given = given if given.stride() == held.stride() else leaf.clone()
+                self.mode.know(given, Info())
+                return given
+            if held.is_complex():
+                return held
+            leaf = held.detach().to(torch.float64).requires_grad_()
+            self._followed.leaves[key] = leaf
+            margins = leaf - 0.5 if held.dtype is torch.bool else None
+            self.mode.know(held, Info(mirror=leaf * 1, margins=margins))
+            return held
+
+    # --- numbers ------------------------------------------------------------------------------------------------
+
+    def _taken(self, how: str, tensor: torch.Tensor | None, made: Any) -> Any:
+        """A number was taken out of a tensor by the call that is on."""
+        del how, tensor
+        index = self._within[-1] if self._within else -1
+        if index < 0:
+            return made
+        site = SITES[index]
+        if site in self._force:
+            return self._force[site]
+        size = tracked.is_size(made)
+        self._followed.numbers.append(Number(site, tracked.plain(made), _real(made), size))
+        return made
+
+    # --- the runtime of twins -----------------------------------------------------------------------------------
+
+    def test(self, site: int, value: Any) -> bool:
+        """Decide a condition."""
+        where = SITES[site]
+        outcome, margin, size, depends = self._judge(value)
+        if where in self._force:
+            forced = self._force[where]
+            if isinstance(forced, list):
+                outcome = forced.pop(0) if forced else outcome
+            else:
+                outcome = forced
+        if len(self._followed.path) < _LIMIT:
+            self._followed.path.append((where, outcome))
+            if depends:
+                self._followed.tests.append(Test(where, outcome, margin, size, LOOPS.get(site)))
+        return outcome
+
+    def _judge(self, value: Any) -> tuple[bool, torch.Tensor | None, bool, bool]:
+        """Truth, margin, whether it depends on sizes alone, whether it depends on the input."""
+        if isinstance(value, torch.Tensor):
+            info = self.mode.info(value)
+            with torch._C.DisableTorchFunction():  # noqa: SLF001 the run's own mode would take this for the user's code
+                outcome = bool(value.detach())
+            if info is None:
+                return outcome, None, False, False
+            with torch.enable_grad():
+                margin = self.mode.margin(value)
+            return outcome, None if margin is None else tracked.as_real(margin), False, True
+        if tracked.is_tracked(value):
+            with torch.enable_grad():
+                return bool(tracked.plain(value)), tracked.margin_of(value), tracked.is_size(value), True
+        if isinstance(value, np.ndarray):
+            return bool(value), None, False, isinstance(value, _Array)
+        return bool(value), None, False, False
+
+    def hold(self, site: int, value: Any) -> bool:
+        """Decide an operand of `and`; where it ends the evaluation, it is the value."""
+        going_on = self.test(site, value) if site >= 0 else bool(tracked.plain(value))
+        if not going_on:
+            self._last = value
+        return going_on
+
+    def hold_or(self, site: int, value: Any) -> bool:
+        """Decide an operand of `or`: whether to go on."""
+        ends = self.test(site, value) if site >= 0 else bool(tracked.plain(value))
+        if ends:
+            self._last = value
+        return not ends
+
+    def box(self, value: Any) -> Any:
+        """The last operand, as something true."""
+        return _Box(value)
+
+    def held(self, result: Any) -> Any:
+        """The value of `and` or `or`."""
+        if isinstance(result, _Box):
+            return result.value
+        value, self._last = self._last, None
+        return value
+
+    def negate(self, value: Any) -> Any:
+        """`not value`, as a value."""
+        if isinstance(value, torch.Tensor):
+            outcome, margin, size, depends = self._judge(value)
+            return TrackedBool(not outcome, None if margin is None else -margin, size=size) if depends else not outcome
+        if tracked.is_tracked(value):
+            return TrackedBool(not tracked.plain(value), _negative(tracked.margin_of(value)), size=tracked.is_size(value))
+        return not value
+
+    def same(self, one: Any, two: Any) -> Any:
+        """`one is two`."""
+        for value, other in ((one, two), (two, one)):
+            if isinstance(value, TrackedBool) and isinstance(tracked.plain(other), bool):
+                return value if tracked.plain(other) else tracked.negated(value)
+        return tracked.plain(one) is tracked.plain(two) if tracked.is_tracked(one) else one is two
+
+    def contains(self, member: Any, container: Any) -> Any:
+        """`member in container`."""
+        if not tracked.is_tracked(member) or not isinstance(container, (tuple, list, set, frozenset, range)):
+            return tracked.plain(member) in container
+        found: Any = None
+        for one in list(container)[:64]:
+            equal = tracked.plain(member) == tracked.plain(one)
+            if isinstance(tracked.plain(one), (int, float)) and not isinstance(member, TrackedBool):
+                equal = tracked.compare("eq", member, one)
+            found = equal if found is None else tracked.either(found, equal)
+        return TrackedBool(tracked.plain(member) in container, tracked.margin_of(found), size=tracked.is_size(member))
+
+    def chain(self, names: str, *operands: Any) -> Any:
+        """`a < b < c`, of operands without effects."""
+        result: Any = None
+        for name, one, two in zip(names.split(), operands, operands[1:], strict=False):
+            this = _COMPARE[name](one, two)
+            result = this if result is None else self._and(result, this)
+            if not isinstance(result, torch.Tensor) and not tracked.is_tracked(result) and not result:
+                return result
+        return result
+
+    def _and(self, one: Any, two: Any) -> Any:
+        parts = []
+        for value in (one, two):
+            outcome, margin, size, depends = self._judge(value)
+            parts.append(TrackedBool(outcome, margin, size=size) if depends else outcome)
+        return tracked.both(*parts) if any(isinstance(part, TrackedBool) for part in parts) else parts[0] and parts[1]
+
+    def iterate(self, site: int, iterable: Any) -> Any:
+        """What a loop goes through."""
+        held = self._ranges.get(id(iterable))
+        depends = isinstance(iterable, torch.Tensor) and bool(self._space.sizes())
+        if depends or (held is not None and held[0] is iterable):
+            self._followed.loops.append(SITES[site])
+        return iterable
+
+    def call(self, site: int, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function."""
+        if isinstance(function, types.FunctionType | types.MethodType) or isinstance(function, torch.nn.Module):
+            self._twins.add(function)
+            code = getattr(function, "__code__", None)
+            if code is not None and self._is_users(code.co_filename):
+                return function(*args, **kwargs)
+            if isinstance(function, torch.nn.Module):
+                return function(*args, **kwargs)
+        elif isinstance(function, type) and not issubclass(function, (int, float, str, list, tuple, dict, set)):
+            self._twins.add(function)
+        special = _SPECIAL.get(function) if isinstance(function, _HASHABLE) else None
+        self._within.append(site)
+        try:
+            if special is not None and args and not kwargs:
+                return special(self, function, *args)
+            if _keeps(function):
+                return function(*args, **kwargs)
+            args, kwargs = _plainly(args), {key: _plain_bool(value) for key, value in kwargs.items()}
+            return function(*args, **kwargs)
+        finally:
+            self._within.pop()
+
+    def cast(self, function: Any, value: Any, *rest: Any) -> Any:
+        """`float(value)`, `int(value)`, `bool(value)`."""
+        if rest:
+            return function(tracked.plain(value), *rest)
+        if isinstance(value, torch.Tensor) and self.mode.info(value) is not None:
+            value = self._taken_from(function, value)
+        elif isinstance(value, np.ndarray):
+            return function(value)
+        if isinstance(value, TrackedBool):
+            return value if function is bool else self.cast(function, value.number())
+        if not tracked.is_tracked(value):
+            return function(value)
+        if function is bool:
+            return TrackedBool(bool(tracked.plain(value)), tracked.margin_of(value), size=tracked.is_size(value))
+        made = tracked.through(function(tracked.plain(value)), _SAME if function is float else tracked.rounded["trunc"], value)
+        origin = value.origin
+        made.origin = Origin(made.origin.real, origin.count, origin.choice, size=origin.size)
+        return made
+
+    def _taken_from(self, function: Any, tensor: torch.Tensor) -> Any:
+        with torch._C.DisableTorchFunction():  # noqa: SLF001 the run's own mode would take this for the user's code
+            value = tensor.detach().item()
+        made = self.mode._number(tensor, value)  # noqa: SLF001 the mode and this runtime are one mechanism
+        if function is not bool:
+            return self._taken("cast", tensor, made)
+        return made
+
+    def length(self, function: Any, value: Any) -> Any:
+        """`len(value)`; of a tensor it is a size."""
+        if isinstance(value, torch.Tensor):
+            return value.__len__()
+        return function(value)
+
+    def extreme(self, function: Any, *values: Any) -> Any:
+        """`max`, `min`, `sum`, `sorted` over numbers: comparing tracked ones keeps them tracked."""
+        return function(*values)
+
+    def count_up(self, function: Any, *values: Any) -> Any:
+        """`range(n)`."""
+        made = function(*(tracked.plain(v) for v in values))
+        if any(map(tracked.is_tracked, values)):
+            self._ranges[id(made)] = (made, values[-1])
+        return made
+
+    def calculate(self, function: Any, *values: Any) -> Any:
+        """A function of `math`."""
+        values = tuple(
+            self._taken_from(float, v) if isinstance(v, torch.Tensor) and self.mode.info(v) is not None else v
+            for v in values
+        )
+        value = function(*(tracked.plain(v) for v in values))
+        if not any(map(tracked.is_tracked, values)):
+            return value
+        if function in (math.isnan, math.isinf, math.isfinite):
+            return TrackedBool(value, None)
+        return tracked.through(value, _MATH[function], *values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    value: Any
+
+
+class _Array(np.ndarray):
+    """An array that came from a tensor which depends on the input."""
+
+
+_HASHABLE = (type, types.BuiltinFunctionType)
+_SAME: Callable[[torch.Tensor], torch.Tensor] = lambda value: value * 1.0  # noqa: E731
+
+_MATH: dict[Any, Callable[..., torch.Tensor]] = {
+    **{getattr(math, n): getattr(torch, n) for n in ("sqrt", "exp", "sin", "cos", "tan", "tanh", "log2", "log10")},
+    **{getattr(math, n): getattr(torch, n) for n in ("log1p", "expm1", "atan", "asin", "acos", "sinh", "cosh")},
+    **{getattr(math, n): tracked.rounded[n] for n in ("floor", "ceil", "trunc")},
+    math.log: lambda x, base=None: torch.log(x) if base is None else torch.log(x) / torch.log(base),
+    math.fabs: torch.abs,
+    math.pow: torch.pow,
+    math.hypot: torch.hypot,
+    math.atan2: torch.atan2,
+    math.fmod: torch.fmod,
+    math.erf: torch.erf,
+    math.copysign: torch.copysign,
+}
+
+_SPECIAL: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((float, int, bool), _Followed.cast),
+    len: _Followed.length,
+    range: _Followed.count_up,
+    **dict.fromkeys((max, min, sum, sorted), _Followed.extreme),
+    **dict.fromkeys((*_MATH, math.isnan, math.isinf, math.isfinite), _Followed.calculate),
+}
+
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+}
+
+
+def _keeps(function: Any) -> bool:
+    """Whether a built-in function stores what it is given in a container of the user's."""
+    owner = getattr(function, "__self__", None)
+    return isinstance(owner, (list, dict, set)) or function in _CONTAINERS if isinstance(function, _HASHABLE) else False
+
+
+_CONTAINERS = (list, tuple, set, frozenset, dict, enumerate, zip, reversed, map, filter, any, all, abs, round, divmod, pow)
+
+
+def _plain_bool(value: Any) -> Any:
+    if isinstance(value, TrackedBool):
+        return value.value
+    if type(value) in (list, tuple) and any(isinstance(one, TrackedBool) for one in value):
+        return type(value)(_plain_bool(one) for one in value)
+    return value
+
+
+def _plainly(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(_plain_bool(arg) for arg in args)
+
+
+def _negative(margin: torch.Tensor | None) -> torch.Tensor | None:
+    return None if margin is None else -margin
+
+
+def _real(value: Any) -> torch.Tensor | None:
+    found = tracked.real_of(value)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _at(named: Mapping[str, Any], path: str) -> Any:
+    for name, value in named.items():
+        if path == name:
+            return value
+        if path.startswith(name):
+            for found, leaf in containers.leaves(value, name):
+                if found == path:
+                    return leaf
+    return None
+
+
+__all__ = ["RELAY", "Followed", "Number", "Runner", "Test", "follow"]

@@ -1,0 +1,421 @@
+"""A twin of a user's function: compiled from the same source, with every condition, call and loop told to a runtime.
+
+Standard library only. A twin has the same signature, free variables and positions as the original, so that it can take the
+place of a function's `__code__` for as long as one instrumented run lasts.
+"""
+
+from __future__ import annotations
+
+import ast
+import types
+from typing import Any, Protocol
+
+from pytest_torchexport.branches.sites import Kind, Site, Source, source_of
+
+_MARK = "\0runtime of the instrumented run"
+"""Stands for the runtime in the source of a twin: the compiler takes no other constants than its own."""
+
+_LEFT_ALONE = frozenset(
+    ("super", "locals", "globals", "vars", "dir", "eval", "exec", "__import__", "print", "isinstance", "issubclass")
+)
+"""Calls that look at their caller's frame, or that decide by a type that tracked numbers share."""
+
+
+class Runtime(Protocol):
+    """What the code of a twin calls. `site` is an index into `SITES`."""
+
+    def test(self, site: int, value: Any) -> bool:
+        """Decide a condition."""
+
+    def hold(self, site: int, value: Any) -> bool:
+        """Decide an operand of `and`; where it ends the evaluation, it is the value."""
+
+    def hold_or(self, site: int, value: Any) -> bool:
+        """Decide an operand of `or`: whether to go on."""
+
+    def box(self, value: Any) -> Any:
+        """The last operand, as something true."""
+
+    def held(self, result: Any) -> Any:
+        """The value of `and` or `or`."""
+
+    def negate(self, value: Any) -> Any:
+        """`not value`, as a value."""
+
+    def same(self, one: Any, two: Any) -> Any:
+        """`one is two`."""
+
+    def contains(self, member: Any, container: Any) -> Any:
+        """`member in container`."""
+
+    def chain(self, names: str, *operands: Any) -> Any:
+        """`a < b < c`, of operands without effects."""
+
+    def iterate(self, site: int, iterable: Any) -> Any:
+        """What a loop goes through."""
+
+    def call(self, site: int, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function."""
+
+
+SITES: list[Site] = []
+"""The places that the code of twins names by number."""
+_INDEX: dict[Site, int] = {}
+LOOPS: dict[int, Site] = {}
+"""The `while` loop whose test a condition belongs to."""
+_TWINS: dict[types.CodeType, types.CodeType | None] = {}
+
+
+class _Relay:
+    """Stands in the constants of all twins; `target` is the runtime of the run that is on."""
+
+    target: Runtime
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.target, name)
+
+
+RELAY = _Relay()
+
+
+def _index(site: Site) -> int:
+    found = _INDEX.get(site)
+    if found is None:
+        found = _INDEX[site] = len(SITES)
+        SITES.append(site)
+    return found
+
+
+def twin_of(code: types.CodeType) -> types.CodeType | None:
+    """The instrumented twin of a function's code; None if its source cannot be had, or does not give the same code."""
+    if code not in _TWINS:
+        try:
+            _TWINS[code] = _compile(code)
+        except (SyntaxError, ValueError, RecursionError):
+            _TWINS[code] = None
+    return _TWINS[code]
+
+
+def _compile(code: types.CodeType) -> types.CodeType | None:
+    source = source_of(code.co_filename)
+    found = _find(source.tree, code) if source is not None else None
+    if source is None or found is None:
+        return None
+    *above, node = found
+    tree: ast.stmt = _Instrument(source).function(node)
+    inner = tree
+    free = [name for name in code.co_freevars if name != "__class__"]
+    for ancestor in reversed(above):
+        if isinstance(ancestor, ast.ClassDef):
+            tree = ast.ClassDef(ancestor.name, [], [], [tree], [])
+        else:
+            bound: list[ast.stmt] = [
+                ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free
+            ]
+            empty = ast.arguments([], [], None, [], [], None, [])
+            tree = ast.FunctionDef(ancestor.name, empty, [*bound, tree], [])
+    del inner
+    module = ast.fix_missing_locations(ast.Module([tree], []))
+    made: types.CodeType = compile(
+        module, code.co_filename, "exec", flags=code.co_flags & _FUTURE, dont_inherit=True
+    )
+    for step in found:
+        name = getattr(step, "name", "<lambda>")
+        made = next(c for c in made.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
+    return _with_runtime(made) if _alike(code, made) else None
+
+
+_FUTURE = 0x1000000 | 0x800000
+"""Compiler flags of `from __future__ import annotations` and `generator_stop`."""
+_KIND_OF_FUNCTION = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
+"""Code flags: *args, **kwargs, generator, coroutine, iterable coroutine, asynchronous generator."""
+
+
+def _alike(one: types.CodeType, two: types.CodeType) -> bool:
+    arguments = one.co_argcount + one.co_kwonlyargcount + bool(one.co_flags & 0x04) + bool(one.co_flags & 0x08)
+    return (
+        one.co_freevars == two.co_freevars
+        and one.co_argcount == two.co_argcount
+        and one.co_posonlyargcount == two.co_posonlyargcount
+        and one.co_kwonlyargcount == two.co_kwonlyargcount
+        and one.co_varnames[:arguments] == two.co_varnames[:arguments]
+        and one.co_flags & _KIND_OF_FUNCTION == two.co_flags & _KIND_OF_FUNCTION
+    )
+
+
+def _with_runtime(code: types.CodeType) -> types.CodeType:
+    consts = tuple(
+        RELAY if isinstance(c, str) and c == _MARK else _with_runtime(c) if isinstance(c, types.CodeType) else c
+        for c in code.co_consts
+    )
+    return code.replace(co_consts=consts)
+
+
+def _find(tree: ast.Module, code: types.CodeType) -> list[Any] | None:
+    """The definition of a code object, after what encloses it; None if there is none, or several that could be it."""
+    if code.co_name.startswith("<") and code.co_name != "<lambda>":
+        return None
+    found: list[list[Any]] = []
+
+    def look(node: ast.AST, above: list[Any]) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
+                if child.name == code.co_name and first == code.co_firstlineno:
+                    found.append([*above, child])
+                look(child, [*above, child])
+            elif isinstance(child, ast.ClassDef):
+                look(child, [*above, child])
+            elif isinstance(child, ast.Lambda):
+                names = tuple(a.arg for a in (*child.args.posonlyargs, *child.args.args, *child.args.kwonlyargs))
+                count = code.co_argcount + code.co_kwonlyargcount
+                if code.co_name == "<lambda>" and child.lineno == code.co_firstlineno:
+                    if code.co_varnames[:count] == names:
+                        found.append([*above, child])
+                look(child, above)
+            elif isinstance(child, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+                continue  # their variables cannot be rebuilt around a definition
+            else:
+                look(child, above)
+
+    look(tree, [])
+    return found[0] if len(found) == 1 else None
+
+
+class _Instrument(ast.NodeTransformer):
+    """Rewrites a definition in a copy; the tree itself stays as it is."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._subjects = 0
+
+    def function(self, node: Any) -> Any:
+        """The definition with an instrumented body, without decorators, defaults and annotations."""
+        copy = _copied(node)
+        if isinstance(copy, ast.Lambda):
+            copy.body = self.visit(copy.body)
+            copy.args.defaults, copy.args.kw_defaults = [], [None] * len(copy.args.kwonlyargs)
+            return ast.copy_location(ast.Expr(copy), node)
+        copy.decorator_list, copy.returns = [], None
+        copy.args.defaults, copy.args.kw_defaults = [], [None] * len(copy.args.kwonlyargs)
+        arguments = (*copy.args.posonlyargs, *copy.args.args, *copy.args.kwonlyargs, copy.args.vararg, copy.args.kwarg)
+        for argument in filter(None, arguments):
+            argument.annotation = None
+        copy.body = [self._one(statement) for statement in copy.body]
+        return copy
+
+    def _one(self, statement: ast.stmt) -> ast.stmt:
+        made = self.visit(statement)
+        assert isinstance(made, ast.stmt)
+        return made
+
+    def _told(self, method: str, at: ast.AST, *arguments: ast.expr) -> ast.Call:
+        runtime = ast.Attribute(ast.Constant(_MARK), method, ast.Load())
+        return self._placed(ast.Call(runtime, list(arguments), []), at)
+
+    def _placed(self, made: Any, at: Any) -> Any:
+        for node in ast.walk(made):
+            if not hasattr(node, "lineno") and isinstance(node, (ast.expr, ast.stmt)):
+                ast.copy_location(node, at)
+        return made
+
+    def _number(self, site: Site) -> ast.Constant:
+        return ast.Constant(_index(site))
+
+    # --- conditions ---------------------------------------------------------------------------------------------
+
+    def _condition(self, test: ast.expr, loop: Site | None = None) -> ast.expr:
+        """A test, with each leaf told; its value is a bool."""
+        if isinstance(test, ast.BoolOp):
+            return self._placed(ast.BoolOp(test.op, [self._condition(one, loop) for one in test.values]), test)
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            return self._placed(ast.UnaryOp(test.op, self._condition(test.operand, loop)), test)
+        if isinstance(test, ast.Constant):
+            return test
+        index = _index(self._source.condition(test))
+        if loop is not None:
+            LOOPS[index] = loop
+        return self._told("test", test, ast.Constant(index), self.visit(test))
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        node.test = self._condition(node.test)
+        return self._bodies(node)
+
+    def visit_While(self, node: ast.While) -> ast.AST:
+        node.test = self._condition(node.test, self._source.loop(node.test))
+        return self._bodies(node)
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        node.test = self._condition(node.test)
+        return node
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        return self._placed(
+            ast.IfExp(self._condition(node.test), self.visit(node.body), self.visit(node.orelse)), node
+        )
+
+    def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
+        node.target = self.visit(node.target)
+        node.iter = self.visit(node.iter) if node.is_async else self._iterated(node.iter)
+        node.ifs = [self._condition(one) for one in node.ifs]
+        return node
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        node.iter = self._iterated(node.iter)
+        node.target = self.visit(node.target)
+        return self._bodies(node)
+
+    def _iterated(self, iterable: ast.expr) -> ast.expr:
+        site = self._number(self._source.loop(iterable))
+        return self._told("iterate", iterable, site, self.visit(iterable))
+
+    def _bodies(self, node: Any) -> Any:
+        node.body = [self._one(statement) for statement in node.body]
+        node.orelse = [self._one(statement) for statement in node.orelse]
+        return node
+
+    # --- values -------------------------------------------------------------------------------------------------
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
+        *deciding, last = node.values
+        method = "hold" if isinstance(node.op, ast.And) else "hold_or"
+        tests: list[ast.expr] = [
+            self._told(method, one, self._number(self._source.condition(one)), self.visit(one))
+            if not isinstance(one, (ast.BoolOp, ast.Constant))
+            else self._told(method, one, ast.Constant(-1), self.visit(one))
+            for one in deciding
+        ]
+        tests.append(self._told("box", last, self.visit(last)))
+        return self._told("held", node, self._placed(ast.BoolOp(ast.And(), tests), node))
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        operand = self.visit(node.operand)
+        if isinstance(node.op, ast.Not):
+            return self._told("negate", node, operand)
+        node.operand = operand
+        return node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        if len(node.ops) > 1:
+            return self._chained(node)
+        operator, left, right = node.ops[0], self.visit(node.left), self.visit(node.comparators[0])
+        if isinstance(operator, (ast.Is, ast.IsNot)):
+            made = self._told("same", node, left, right)
+        elif isinstance(operator, (ast.In, ast.NotIn)):
+            made = self._told("contains", node, left, right)
+        else:
+            return self._placed(ast.Compare(left, [operator], [right]), node)
+        return self._told("negate", node, made) if isinstance(operator, (ast.IsNot, ast.NotIn)) else made
+
+    def _chained(self, node: ast.Compare) -> ast.AST:
+        names = [_OPERATORS.get(type(operator)) for operator in node.ops]
+        simple = all(isinstance(one, (ast.Constant, ast.Name, ast.Attribute)) for one in node.comparators[1:])
+        operands = [self.visit(one) for one in (node.left, *node.comparators)]
+        if not simple or None in names:
+            return self._placed(ast.Compare(operands[0], node.ops, operands[1:]), node)
+        return self._told("chain", node, ast.Constant(" ".join(filter(None, names))), *operands)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node = ast.copy_location(
+            ast.Call(
+                self.visit(node.func),
+                [self.visit(one) for one in node.args],
+                [ast.keyword(one.arg, self.visit(one.value)) for one in node.keywords],
+            ),
+            node,
+        )
+        if isinstance(node.func, ast.Name) and node.func.id in _LEFT_ALONE:
+            return node
+        site = self._number(self._source.number(node))
+        runtime = ast.Attribute(ast.Constant(_MARK), "call", ast.Load())
+        return self._placed(ast.Call(runtime, [site, node.func, *node.args], node.keywords), node)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return node  # Python 3.11 does not give the positions in it
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.value = None if node.value is None else self.visit(node.value)
+        node.target = self.visit(node.target)
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.body = [self._one(statement) for statement in node.body]
+        return node
+
+    # --- match --------------------------------------------------------------------------------------------------
+
+    def visit_Match(self, node: ast.Match) -> ast.AST:
+        """Cases that compare with values are a chain of conditions; others are left to Python."""
+        if not all(_is_comparison(case.pattern) for case in node.cases):
+            for case in node.cases:
+                case.guard = None if case.guard is None else self._condition(case.guard)
+                case.body = [self._one(statement) for statement in case.body]
+            node.subject = self.visit(node.subject)
+            return node
+        self._subjects += 1
+        name = f"torchexport_subject_{self._subjects}"
+        chain: list[ast.stmt] = []
+        for case in reversed(node.cases):
+            chain = self._case(case, name, chain)
+        bind = ast.Assign([ast.Name(name, ast.Store())], self.visit(node.subject))
+        always = ast.If(ast.Constant(value=True), [self._placed(bind, node), *chain], [])
+        return self._placed(always, node)
+
+    def _case(self, case: ast.match_case, subject: str, otherwise: list[ast.stmt]) -> list[ast.stmt]:
+        pattern, bound = case.pattern, None
+        body = [self._one(statement) for statement in case.body]
+        if isinstance(pattern, ast.MatchAs):
+            bound, pattern = pattern.name, pattern.pattern  # type: ignore[assignment]
+        if bound is not None:
+            held = ast.Assign([ast.Name(bound, ast.Store())], ast.Name(subject, ast.Load()))
+            body.insert(0, self._placed(held, case.pattern))
+        tests = [] if pattern is None else [self._matches(pattern, subject)]
+        if case.guard is not None:
+            tests.append(self._condition(case.guard))
+        if not tests:
+            return body
+        test = tests[0] if len(tests) == 1 else self._placed(ast.BoolOp(ast.And(), tests), case.pattern)
+        return [self._placed(ast.If(test, body, otherwise), case.pattern)]
+
+    def _matches(self, pattern: ast.pattern, subject: str) -> ast.expr:
+        if isinstance(pattern, ast.MatchOr):
+            parts = [self._matches(one, subject) for one in pattern.patterns]
+            return self._placed(ast.BoolOp(ast.Or(), parts), pattern)
+        name = ast.Name(subject, ast.Load())
+        value: ast.expr
+        if isinstance(pattern, ast.MatchSingleton):
+            value = self._told("same", pattern, name, ast.Constant(pattern.value))
+        else:
+            assert isinstance(pattern, ast.MatchValue)
+            value = ast.Compare(name, [ast.Eq()], [pattern.value])
+        site = self._number(self._source.condition(pattern))
+        return self._told("test", pattern, site, self._placed(value, pattern))
+
+
+_OPERATORS: dict[type[ast.cmpop], str] = {
+    ast.Lt: "lt",
+    ast.LtE: "le",
+    ast.Gt: "gt",
+    ast.GtE: "ge",
+    ast.Eq: "eq",
+    ast.NotEq: "ne",
+}
+
+
+def _is_comparison(pattern: ast.pattern) -> bool:
+    if isinstance(pattern, ast.MatchOr):
+        return all(_is_comparison(one) and not isinstance(one, ast.MatchAs) for one in pattern.patterns)
+    if isinstance(pattern, ast.MatchAs):
+        return pattern.pattern is None or (pattern.name is None and _is_comparison(pattern.pattern))
+    return isinstance(pattern, (ast.MatchValue, ast.MatchSingleton))
+
+
+def _copied(node: Any) -> Any:
+    """A copy of a tree, positions included."""
+    if isinstance(node, ast.AST):
+        made = type(node)(**{name: _copied(value) for name, value in ast.iter_fields(node)})
+        return ast.copy_location(made, node) if hasattr(node, "lineno") else made
+    return [_copied(one) for one in node] if isinstance(node, list) else node
+
+
+__all__ = ["LOOPS", "RELAY", "SITES", "Kind", "Runtime", "twin_of"]

@@ -1,0 +1,501 @@
+"""Python numbers that remember the tensor they came from, so that a comparison of them has a gradient.
+
+`TrackedInt` and `TrackedFloat` are an `int` and a `float`: whoever takes numbers takes them. Arithmetic between them is
+done twice, on the numbers and on 0-d float64 tensors that hang on autograd's graph. A comparison gives a `TrackedBool`,
+which is no `bool` (that class cannot be extended) and therefore never leaves the user's instrumented code.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Real = torch.Tensor | float
+"""A differentiable 0-d tensor, or a plain number where nothing leads back to the input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Count:
+    """How many of some conditions hold: their margins along the last axis, times `unit` (1, or 1/n for a mean)."""
+
+    margins: torch.Tensor
+    unit: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The index of the largest of some scores, along the last axis."""
+
+    scores: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a number comes from.
+
+    Attributes:
+        real: its value with a gradient; None where there is none to be had.
+        count: set if it counts conditions.
+        choice: set if it is the index of a largest score.
+        size: it is a tensor's size and not a value in it.
+    """
+
+    real: torch.Tensor | None = None
+    count: Count | None = None
+    choice: Choice | None = None
+    size: bool = False
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """A 0-d float64 tensor on the CPU that hangs on the same graph."""
+    return tensor.reshape(()).to("cpu", torch.float64)
+
+
+def away(difference: torch.Tensor) -> torch.Tensor:
+    """`|difference|`, with a slope at zero too, where autograd's would be none."""
+    return torch.where(difference < 0, -difference, difference)
+
+
+class _Number:
+    """What tracked numbers have in common; mixed into `int` and `float`."""
+
+    origin: Origin
+
+    @property
+    def plain(self) -> Any:
+        raise NotImplementedError  # pragma: no cover - each subclass has it
+
+    def __reduce__(self) -> Any:
+        return type(self.plain), (self.plain,)
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self.plain
+
+    def __repr__(self) -> str:
+        return repr(self.plain)
+
+    def __str__(self) -> str:
+        return str(self.plain)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.plain, spec)
+
+    def __hash__(self) -> int:
+        return hash(self.plain)
+
+
+class TrackedInt(_Number, int):
+    """An int that remembers where it comes from."""
+
+    def __new__(cls, value: int, origin: Origin) -> TrackedInt:
+        made = int.__new__(cls, value)
+        made.origin = origin
+        return made
+
+    @property
+    def plain(self) -> int:
+        """The number alone."""
+        return int.__add__(self, 0)
+
+
+class TrackedFloat(_Number, float):
+    """A float that remembers where it comes from."""
+
+    def __new__(cls, value: float, origin: Origin) -> TrackedFloat:
+        made = float.__new__(cls, value)
+        made.origin = origin
+        return made
+
+    @property
+    def plain(self) -> float:
+        """The number alone."""
+        return float.__add__(self, 0.0) if not math.isnan(self) else math.nan
+
+
+class TrackedBool:
+    """A truth value with its margin: positive where it is true; the gradient says how to change it."""
+
+    __slots__ = ("margin", "size", "value")
+
+    def __init__(self, value: bool, margin: torch.Tensor | None, *, size: bool = False) -> None:  # noqa: FBT001
+        self.value = value
+        self.margin = margin
+        self.size = size
+
+    def __bool__(self) -> bool:
+        return self.value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __eq__(self, other: object) -> Any:
+        if isinstance(other, (bool, TrackedBool)):
+            return either(both(self, other), both(negated(self), negated(other)))
+        return self.value == other
+
+    def __and__(self, other: object) -> Any:
+        return both(self, other) if isinstance(other, (bool, TrackedBool)) else _bitwise(operator.and_, self, other)
+
+    def __or__(self, other: object) -> Any:
+        return either(self, other) if isinstance(other, (bool, TrackedBool)) else _bitwise(operator.or_, self, other)
+
+    def __xor__(self, other: object) -> Any:
+        if isinstance(other, (bool, TrackedBool)):
+            return negated(self == other)
+        return _bitwise(operator.xor, self, other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    __index__ = __int__
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def number(self) -> TrackedInt:
+        """0 or 1, for arithmetic: the sum of some comparisons is a count."""
+        count = None if self.margin is None else Count(self.margin.reshape(1))
+        real = None
+        if self.margin is not None:
+            real = float(self.value) + (self.margin - self.margin.detach())
+        return TrackedInt(int(self.value), Origin(real, count, size=self.size))
+
+
+def _bitwise(function: Callable[[Any, Any], Any], one: TrackedBool, other: object) -> Any:
+    return function(one.value, other) if isinstance(other, int) else NotImplemented
+
+
+def _arithmetic(name: str) -> Callable[[TrackedBool, Any], Any]:
+    def method(self: TrackedBool, other: Any) -> Any:
+        return getattr(self.number(), name)(other)
+
+    return method
+
+
+for _name in ("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__lt__", "__gt__"):
+    setattr(TrackedBool, _name, _arithmetic(_name))
+
+
+def plain(value: Any) -> Any:
+    """The value without its history; containers are left alone."""
+    if isinstance(value, TrackedBool):
+        return value.value
+    return value.plain if isinstance(value, _Number) else value
+
+
+def is_tracked(value: object) -> bool:
+    """Whether the value remembers where it comes from."""
+    return isinstance(value, (_Number, TrackedBool))
+
+
+def margin_of(value: Any) -> torch.Tensor | None:
+    """The margin of a value as a condition: that of a TrackedBool, or a number's distance from zero."""
+    if isinstance(value, TrackedBool):
+        return value.margin
+    if isinstance(value, _Number):
+        if value.origin.count is not None:
+            return exceeds(value.origin, 0.0, strictly=True)
+        return None if value.origin.real is None else away(value.origin.real)
+    return None
+
+
+def negated(value: Any) -> Any:
+    """`not value`."""
+    if isinstance(value, TrackedBool):
+        return TrackedBool(not value.value, None if value.margin is None else -value.margin, size=value.size)
+    return not value
+
+
+def both(one: Any, other: Any) -> Any:
+    """`one and other`, of truth values."""
+    return _joined(one, other, bool(one) and bool(other), torch.minimum)
+
+
+def either(one: Any, other: Any) -> Any:
+    """`one or other`, of truth values."""
+    return _joined(one, other, bool(one) or bool(other), torch.maximum)
+
+
+def _joined(one: Any, other: Any, value: bool, join: Callable[..., torch.Tensor]) -> TrackedBool:  # noqa: FBT001
+    margins = [m for m in (margin_of(one), margin_of(other)) if m is not None]
+    size = any(isinstance(v, TrackedBool) and v.size for v in (one, other))
+    if len(margins) < 2:
+        # Of a plain value nothing can be changed: where it does not decide alone, the other one does.
+        return TrackedBool(value, margins[0] if margins else None, size=size)
+    return TrackedBool(value, join(margins[0], margins[1].to(margins[0])), size=size)
+
+
+def exceeds(origin: Origin, limit: float, *, strictly: bool) -> torch.Tensor | None:
+    """The margin of `number > limit` (or `>=`), for counts that of the condition which would make the difference."""
+    count = origin.count
+    if count is not None:
+        wanted = limit / count.unit
+        k = math.floor(wanted) + 1 if strictly else math.ceil(wanted)
+        found = at_least(count.margins, k)
+        if found is not None:
+            return found.reshape(()).to(torch.float64)
+    return None if origin.real is None else origin.real - limit
+
+
+def at_least(margins: torch.Tensor, k: int) -> torch.Tensor | None:
+    """The margin of "at least k of these hold", along the last axis; None if that is always so, or never.
+
+    Where it does not hold, its size is the distance, in margins, to the k nearest holding: a step that long along its
+    gradient moves all of them and not only the nearest. Where it holds, likewise for those that would have to give way.
+    """
+    n = margins.shape[-1]
+    if not 1 <= k <= n:
+        return None
+    if k == 1:
+        nearest = margins.amax(-1)
+        lacking, spare = nearest, margins
+    elif k == n:
+        nearest = margins.amin(-1)
+        lacking, spare = margins, nearest
+    else:
+        ordered = margins.sort(dim=-1, descending=True).values
+        nearest, lacking, spare = ordered[..., k - 1], ordered[..., :k], ordered[..., k - 1 :]
+    holds = nearest > 0
+    missing = nearest if k == 1 else -torch.linalg.vector_norm(lacking.clamp(max=0), dim=-1)
+    surplus = nearest if k == n else torch.linalg.vector_norm(spare.clamp(min=0), dim=-1)
+    far = torch.where(holds, surplus, missing)
+    return torch.where((far == 0) | ~far.isfinite(), nearest, far)
+
+
+def chosen(scores: torch.Tensor, index: int) -> torch.Tensor | None:
+    """The margin of `argmax(scores) == index`, along the last axis."""
+    n = scores.shape[-1]
+    if not -n <= index < n or n < 2:
+        return None
+    index %= n
+    others = torch.cat([scores[..., :index], scores[..., index + 1 :]], dim=-1)
+    return scores[..., index] - others.amax(-1)
+
+
+# --- arithmetic and comparison ------------------------------------------------------------------------------------
+
+
+def track(value: Any, real: torch.Tensor | None, *, size: bool = False) -> Any:
+    """The value with its history, if it is a number."""
+    if isinstance(value, bool):
+        return TrackedBool(value, real, size=size)
+    if isinstance(value, int):
+        return TrackedInt(value, Origin(real, size=size))
+    if isinstance(value, float):
+        return TrackedFloat(value, Origin(real, size=size))
+    return value
+
+
+def real_of(value: Any) -> Real | None:
+    """The value as autograd sees it; a plain number itself, None where there is no gradient."""
+    if isinstance(value, _Number):
+        return value.origin.real
+    if isinstance(value, TrackedBool):
+        return value.number().origin.real
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def is_size(*values: Any) -> bool:
+    """Whether everything tracked among the values is a size."""
+    sizes = [v.origin.size if isinstance(v, _Number) else v.size for v in values if is_tracked(v)]
+    return bool(sizes) and all(sizes)
+
+
+def through(value: Any, function: Callable[..., Any], *operands: Any) -> Any:
+    """The value that Python computed from the operands, with the history that torch's function gives to it."""
+    reals = [real_of(operand) for operand in operands]
+    result: torch.Tensor | None = None
+    if not any(real is None for real in reals) and any(isinstance(real, torch.Tensor) for real in reals):
+        with torch.enable_grad():
+            try:
+                made = function(*[r if isinstance(r, torch.Tensor) else _constant(r) for r in reals])
+            except (RuntimeError, TypeError, ValueError):
+                made = None
+        result = made if isinstance(made, torch.Tensor) and made.requires_grad else None
+    return track(plain(value), result, size=is_size(*operands))
+
+
+def _constant(value: Real | None) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def straight(function: Callable[..., torch.Tensor], slope: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The value of one function with the slope of another: rounding steps have none of their own."""
+
+    def made(*operands: torch.Tensor) -> torch.Tensor:
+        like = slope(*operands)
+        return function(*operands).detach() + (like - like.detach())
+
+    return made
+
+
+def _identity(value: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+rounded = {
+    name: straight(getattr(torch, name), _identity) for name in ("round", "floor", "ceil", "trunc")
+}
+
+_BINARY: dict[str, Callable[..., torch.Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "truediv": torch.div,
+    "floordiv": straight(torch.floor_divide, torch.div),
+    "mod": torch.remainder,
+    "pow": torch.pow,
+}
+
+
+def _binary(name: str, *, reflected: bool) -> Callable[[Any, Any], Any]:
+    python = getattr(operator, name)
+    function = _BINARY[name]
+
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, (int, float, TrackedBool)):
+            base = int if isinstance(self, int) else float
+            dunder = f"__{'r' if reflected else ''}{name}__"
+            return getattr(base, dunder)(plain(self), other)
+        one, two = (other, self) if reflected else (self, other)
+        value = python(plain(one), plain(two))
+        made = through(value, function, one, two)
+        return _still_counts(made, name, one, two)
+
+    return method
+
+
+def _still_counts(made: Any, name: str, one: Any, two: Any) -> Any:
+    """A count divided or multiplied by a number is one in another unit; the sum of two counts is a count."""
+    counts = [v.origin.count if isinstance(v, _Number) else None for v in (one, two)]
+    if not isinstance(made, _Number) or not any(counts):
+        return made
+    count = None
+    if name == "add" and counts[0] and counts[1] and counts[0].unit == counts[1].unit:
+        count = Count(torch.cat([counts[0].margins, counts[1].margins.to(counts[0].margins)], -1), counts[0].unit)
+    elif name == "add" and (plain(one) == 0 or plain(two) == 0):
+        count = counts[0] or counts[1]
+    elif name in ("truediv", "mul") and counts[0] and not is_tracked(two) and plain(two) > 0:
+        factor = float(two) if name == "mul" else 1 / float(two)
+        count = Count(counts[0].margins, counts[0].unit * factor)
+    made.origin = Origin(made.origin.real, count, size=made.origin.size)
+    return made
+
+
+def _unary(python: Callable[[Any], Any], function: Callable[..., torch.Tensor]) -> Callable[[Any], Any]:
+    def method(self: Any) -> Any:
+        return through(python(plain(self)), function, self)
+
+    return method
+
+
+def compare(name: str, one: Any, two: Any) -> Any:
+    """`one < two` and its like, of numbers of which one at least is tracked."""
+    value = getattr(operator, name)(plain(one), plain(two))
+    if not isinstance(one, (int, float, TrackedBool)) or not isinstance(two, (int, float, TrackedBool)):
+        return value
+    return TrackedBool(value, _compared(name, one, two), size=is_size(one, two))
+
+
+_MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
+
+
+def _compared(name: str, one: Any, two: Any) -> torch.Tensor | None:
+    if not isinstance(one, _Number):
+        return _compared(_MIRRORED[name], two, one) if isinstance(two, _Number) else None
+    with torch.enable_grad():
+        if not is_tracked(two):
+            special = _counted(name, one.origin, float(two))
+            if special is not None:
+                return special
+        a, b = real_of(one), real_of(two)
+        if a is None or b is None or not (isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor)):
+            return None
+        return margin(name, a - b)
+
+
+def margin(name: str, difference: torch.Tensor) -> torch.Tensor:
+    """The margin of a comparison from the difference of its two sides; its shape is that of the difference."""
+    if name in ("gt", "ge"):
+        return difference
+    if name in ("lt", "le"):
+        return -difference
+    return away(difference) if name == "ne" else -away(difference)
+
+
+def _counted(name: str, origin: Origin, limit: float) -> torch.Tensor | None:
+    """The margin of comparing a count, or a chosen index, with a plain number."""
+    if origin.choice is not None and name in ("eq", "ne") and float(limit).is_integer():
+        found = chosen(origin.choice.scores, int(limit))
+        if found is None:
+            return None
+        found = found.reshape(()).to(torch.float64)
+        return found if name == "eq" else -found
+    if origin.count is None:
+        return None
+    return counted(name, lambda *, strictly: exceeds(origin, limit, strictly=strictly))
+
+
+def counted(name: str, exceed: Callable[..., torch.Tensor | None]) -> torch.Tensor | None:
+    """The margin of comparing a count, from the margins of it being more, and of it being at least, the limit."""
+    if name in ("gt", "le"):
+        more = exceed(strictly=True)
+        return more if more is None or name == "gt" else -more
+    least = exceed(strictly=False)
+    if name in ("ge", "lt"):
+        return least if least is None or name == "ge" else -least
+    more = exceed(strictly=True)
+    if more is None or least is None:
+        both_ways = least if more is None else -more
+        if both_ways is None:
+            return None
+    else:
+        both_ways = torch.minimum(least, -more)
+    return both_ways if name == "eq" else -both_ways
+
+
+def _comparison(name: str) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, (int, float, TrackedBool)):
+            base = int if isinstance(self, int) else float
+            return getattr(base, f"__{name}__")(plain(self), other)
+        return compare(name, self, other)
+
+    return method
+
+
+_UNARY: dict[str, tuple[Callable[[Any], Any], Callable[..., torch.Tensor]]] = {
+    "neg": (operator.neg, torch.neg),
+    "pos": (operator.pos, _identity),
+    "abs": (abs, torch.abs),
+    "floor": (math.floor, rounded["floor"]),
+    "ceil": (math.ceil, rounded["ceil"]),
+    "trunc": (math.trunc, rounded["trunc"]),
+}
+
+for _kind in (TrackedInt, TrackedFloat):
+    for _name in _BINARY:
+        setattr(_kind, f"__{_name}__", _binary(_name, reflected=False))
+        setattr(_kind, f"__r{_name}__", _binary(_name, reflected=True))
+    for _name, (_python, _torch) in _UNARY.items():
+        setattr(_kind, f"__{_name}__", _unary(_python, _torch))
+    for _name in _MIRRORED:
+        setattr(_kind, f"__{_name}__", _comparison(_name))
+
+
+def _round(self: Any, digits: int | None = None) -> Any:
+    return through(round(plain(self), plain(digits)), rounded["round"] if not digits else _identity, self)
+
+
+for _kind in (TrackedInt, TrackedFloat):
+    _kind.__round__ = _round  # type: ignore[method-assign, assignment]
