@@ -52,7 +52,8 @@ CASES.append(
             Truth("finished.any()", true=lambda: call(torch.tensor([4, 1])), false=EXAMPLE),
         ],
         options={"inputs": {"start": integers(1, 9)}},
-        wrong={"trace": "finished.any()"},
+        wrong={"trace": "finished.any()", "onnx-torchscript": "finished.any()", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -102,7 +103,12 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "lengths[-1] == 0"},
+        wrong={
+            "trace": "lengths[-1] == 0",
+            "onnx-torchscript": "lengths[-1] == 0",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -143,7 +149,7 @@ CASES.append(
             Truth("label not in (previous, self.blank)", true=EXAMPLE, false=EXAMPLE),
             Truth("labels", true=EXAMPLE, false=silence),
         ],
-        wrong={"trace": "labels"},
+        wrong={"trace": "labels", "onnx-torchscript": "labels", "export": "refused", "onnx": "refused"},
     )
 )
 
@@ -195,7 +201,12 @@ CASES.append(
             Truth("len(stack) > 1", true=lambda: call(torch.tensor([0, 0, 0, 0, 1])), false=EXAMPLE),
         ],
         options={"inputs": {"program": integers(0, 3)}},
-        wrong={"trace": "program.tolist()"},
+        wrong={
+            "trace": "program.tolist()",
+            "onnx-torchscript": "program.tolist()",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -239,7 +250,8 @@ CASES.append(
             Truth("word & 0x0F > 15", true=Infeasible("four bits are at most 15"), false=EXAMPLE),
         ],
         options={"inputs": {"status": integers(0, 0xFFF)}},
-        wrong={"trace": "int(status)"},
+        wrong={"trace": "int(status)", "onnx-torchscript": "int(status)", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -281,7 +293,13 @@ CASES.append(
             Truth("(gaps > self.pause).any()", true=lambda: events(100, 160, 2050, 2060, 2100), false=EXAMPLE),
             Truth("len(kinds) == 1", true=lambda: events(100, 160, 180, 190, 2100), false=EXAMPLE),
         ],
-        wrong={"trace": "(gaps > self.pause).any()"},
+        wrong={
+            "trace": "(gaps > self.pause).any()",
+            "onnx-torchscript": "(gaps > self.pause).any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -328,7 +346,13 @@ CASES.append(
                 false=lambda: call(torch.tensor([110, 195, 169, 101, 101, 101, 101], dtype=torch.uint8)),
             ),
         ],
-        wrong={"trace": "(codes < 0x80).all()"},
+        wrong={
+            "trace": "(codes < 0x80).all()",
+            "onnx-torchscript": "(codes < 0x80).all()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -369,7 +393,12 @@ CASES.append(
             Truth("range(len(symbols) - 1)", "loop", other=lambda: call(torch.tensor([1, 3, 4, 5, 6, 9]))),
             Truth("(symbols[n], symbols[n + 1]) in self.merges", true=EXAMPLE, false=EXAMPLE),
         ],
-        wrong={"trace": "tokens.tolist()"},
+        wrong={
+            "trace": "tokens.tolist()",
+            "onnx-torchscript": "tokens.tolist()",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -412,6 +441,6 @@ CASES.append(
             ),
         ],
         options={"calls": 3},
-        wrong={"trace": "(mean - self.centre).abs().max() > 1.5"},
+        wrong={"trace": "(mean - self.centre).abs().max() > 1.5", "export": "refused", "onnx": "refused"},
     )
 )

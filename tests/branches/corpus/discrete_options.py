@@ -61,7 +61,8 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "nothing.any()"},
+        wrong={"trace": "nothing.any()", "onnx-torchscript": "nothing.any()", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -223,7 +224,13 @@ CASES.append(
             Truth("scale.abs().max() > 1", true=lambda: call(batches()[4]), false=EXAMPLE),
         ],
         options={"inputs": {"batch": sampled_from(batches())}},
-        wrong={"trace": "scale.abs().max() > 1"},
+        wrong={
+            "trace": "scale.abs().max() > 1",
+            "onnx-torchscript": "scale.abs().max() > 1",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -259,6 +266,7 @@ CASES.append(
             Truth("len(maps) > 2", true=lambda: call(levels(3)), false=EXAMPLE),
         ],
         options={"inputs": {"maps": sampled_from([levels(1), levels(2), levels(3)])}},
+        right=("script",),
     )
 )
 
@@ -283,6 +291,7 @@ CASES.append(
         make=lambda: seeded(Refiner),
         args=lambda: (normal(2, 4), 3),
         decisions=[Truth("range(steps)", "loop", other=lambda: call(normal(2, 4), 4))],
+        right=("script",),
     )
 )
 
@@ -318,6 +327,6 @@ CASES.append(
             ),
         ],
         options={"inputs": {"factor": integers(1, 4)}},
-        wrong={"trace": "scale == 2"},
+        wrong={"trace": "scale == 2", "onnx-torchscript": "scale == 2", "export": "refused", "onnx": "refused"},
     )
 )

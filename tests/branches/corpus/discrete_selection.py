@@ -63,7 +63,13 @@ CASES.append(
             Truth("order.numel() > 0", "loop", other=lambda: call(normal(6, 8, seed=2))),
             Truth("order.numel() == 1", true=EXAMPLE, false=EXAMPLE),
         ],
-        wrong={"trace": "keep.numel() == 0"},
+        wrong={
+            "trace": "keep.numel() == 0",
+            "onnx-torchscript": "keep.numel() == 0",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -94,7 +100,11 @@ CASES.append(
         make=lambda: seeded(MixtureOfExperts),
         args=lambda: (normal(2, 6, 6),),
         decisions=[Truth("len(where) == 0", true=lambda: call(normal(1, 1, 6).expand(2, 6, 6).clone()), false=EXAMPLE)],
-        right=("trace",),
+        wrong={"export": "refused", "onnx": "refused"},
+        right=(
+            "trace",
+            "onnx-torchscript",
+        ),
     )
 )
 
@@ -130,7 +140,13 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
-        wrong={"trace": "load.max().item() > self.capacity"},
+        wrong={
+            "trace": "load.max().item() > self.capacity",
+            "onnx-torchscript": "load.max().item() > self.capacity",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -170,7 +186,11 @@ CASES.append(
                 false=lambda: call(PROPOSALS / 20),
             )
         ],
-        right=("trace",),
+        wrong={"export": "refused", "onnx": "refused"},
+        right=(
+            "trace",
+            "onnx-torchscript",
+        ),
     )
 )
 
@@ -204,7 +224,13 @@ CASES.append(
             ),
             Truth("valid.all()", true=lambda: call(normal(6, 5), torch.ones(6, dtype=torch.bool)), false=EXAMPLE),
         ],
-        wrong={"trace": "rows.shape[0] == 0"},
+        wrong={
+            "trace": "rows.shape[0] == 0",
+            "onnx-torchscript": "rows.shape[0] == 0",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -247,6 +273,6 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "(degree == 0).any()"},
+        wrong={"trace": "(degree == 0).any()", "onnx-torchscript": "refused", "export": "refused", "onnx": "refused"},
     )
 )

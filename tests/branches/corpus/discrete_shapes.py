@@ -33,7 +33,13 @@ CASES.append(
         args=lambda: (normal(2, 8, 4),),
         decisions=[Truth("x.shape[1] % 2", true=lambda: call(normal(2, 7, 4)), false=EXAMPLE)],
         options={"dynamic_shapes": {"x": {1: Dim("time", min=2, max=64)}}},
-        wrong={"trace": "x.shape[1] % 2"},
+        wrong={
+            "trace": "x.shape[1] % 2",
+            "onnx-torchscript": "x.shape[1] % 2",
+            "export": "refused",
+            "onnx": "x.shape[1] % 2",
+        },
+        right=("script",),
     )
 )
 
@@ -83,7 +89,8 @@ CASES.append(
             Truth("shift > 0", nth=1, true=EXAMPLE, false=lambda: call(normal(1, 4, 8, 8))),
         ],
         options={"dynamic_shapes": {"x": {1: Dim("height", min=2, max=32), 2: Dim("width", min=2, max=32)}}},
-        wrong={"trace": "below"},
+        wrong={"trace": "below", "onnx-torchscript": "below", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -119,7 +126,13 @@ CASES.append(
             Truth("range(0, length, self.chunk)", "loop", other=lambda: call(normal(1, 31, 8))),
         ],
         options={"dynamic_shapes": {"x": {1: Dim("length", min=2, max=48)}}},
-        wrong={"trace": "range(0, length, self.chunk)"},
+        wrong={
+            "trace": "range(0, length, self.chunk)",
+            "onnx-torchscript": "range(0, length, self.chunk)",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -154,7 +167,12 @@ CASES.append(
             Truth("x.shape[1] > self.table.shape[0]", true=lambda: call(normal(2, 13, 8)), false=EXAMPLE),
         ],
         options={"dynamic_shapes": {"x": {1: Dim.AUTO}}},
-        wrong={"trace": "x.shape[1] > self.table.shape[0]"},
+        wrong={
+            "trace": "x.shape[1] > self.table.shape[0]",
+            "onnx-torchscript": "x.shape[1] > self.table.shape[0]",
+            "export": "x.shape[1] > self.table.shape[0]",
+            "onnx": "x.shape[1] > self.table.shape[0]",
+        },
     )
 )
 
@@ -180,7 +198,13 @@ CASES.append(
         args=lambda: (normal(3, 6),),
         decisions=[Truth("len(features) == 1", true=lambda: call(normal(1, 6)), false=EXAMPLE)],
         options={"dynamic_shapes": {"features": {0: Dim("batch", min=1, max=32)}}},
-        wrong={"trace": "len(features) == 1"},
+        wrong={
+            "trace": "len(features) == 1",
+            "onnx-torchscript": "len(features) == 1",
+            "export": "refused",
+            "onnx": "len(features) == 1",
+        },
+        right=("script",),
     )
 )
 
@@ -210,7 +234,12 @@ CASES.append(
         args=lambda: (normal(1, 8, 4),),
         decisions=[Truth("length & (length - 1) != 0", true=lambda: call(normal(1, 11, 4)), false=EXAMPLE)],
         options={"dynamic_shapes": ({1: Dim("length", min=2, max=40)},)},
-        wrong={"trace": "length & (length - 1) != 0"},
+        wrong={
+            "trace": "length & (length - 1) != 0",
+            "onnx-torchscript": "refused",
+            "export": "refused",
+            "onnx": "length & (length - 1) != 0",
+        },
     )
 )
 
@@ -243,7 +272,13 @@ CASES.append(
             Truth("height % self.patch != 0", true=lambda: call(normal(1, 3, 18, 16)), false=EXAMPLE),
         ],
         options={"dynamic_shapes": {"image": {2: Dim("height", min=4, max=40), 3: Dim("width", min=4, max=40)}}},
-        wrong={"trace": "height < self.patch"},
+        wrong={
+            "trace": "height < self.patch",
+            "onnx-torchscript": "height < self.patch",
+            "export": "refused",
+            "onnx": "height < self.patch",
+        },
+        right=("script",),
     )
 )
 
@@ -322,5 +357,6 @@ CASES.append(
         args=lambda: (normal(2, 4),),
         decisions=[Truth("self.steps > 3", true=EXAMPLE, false=EXAMPLE)],
         options={"calls": 6},
+        wrong={"export": "refused", "onnx": "refused"},
     )
 )

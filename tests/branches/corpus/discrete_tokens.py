@@ -51,7 +51,13 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
-        wrong={"trace": "(ids == self.eos_token_id).any()"},
+        wrong={
+            "trace": "(ids == self.eos_token_id).any()",
+            "onnx-torchscript": "(ids == self.eos_token_id).any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -96,7 +102,8 @@ CASES.append(
                 false=lambda: call(ids([5, 18, 40, 7, 22], [31, 2, 9, 0, 0], [3, 3, 27, 11, 6])),
             ),
         ],
-        wrong={"trace": "padding.any()"},
+        wrong={"trace": "padding.any()", "onnx-torchscript": "padding.any()", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -133,7 +140,12 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "input_ids[0, 0] == self.CLS"},
+        wrong={
+            "trace": "input_ids[0, 0] == self.CLS",
+            "onnx-torchscript": "input_ids[0, 0] == self.CLS",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -169,7 +181,13 @@ CASES.append(
                 false=lambda: call(ids([8, 1, 14], [22, 7, 30])),
             ),
         ],
-        wrong={"trace": "(ids < self.n_special).any()"},
+        wrong={
+            "trace": "(ids < self.n_special).any()",
+            "onnx-torchscript": "(ids < self.n_special).any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -202,7 +220,12 @@ CASES.append(
             )
         ],
         options={"inputs": {"feature_ids": integers(0, 199)}},
-        wrong={"trace": "unique.numel() < feature_ids.numel()"},
+        wrong={
+            "trace": "unique.numel() < feature_ids.numel()",
+            "onnx-torchscript": "unique.numel() < feature_ids.numel()",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -250,7 +273,12 @@ CASES.append(
             ),
         ],
         options={"inputs": {"frame": integers(0, 255)}},
-        wrong={"trace": "frame[0] != self.SYNC"},
+        wrong={
+            "trace": "frame[0] != self.SYNC",
+            "onnx-torchscript": "frame[0] != self.SYNC",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -283,7 +311,12 @@ CASES.append(
             Truth("tokens[0, 0].item()", "number", other=lambda: call(ids([5, 20, 11, 30], [4, 8, 16, 2]))),
             Truth("except KeyError", "exception", true=lambda: call(ids([7, 1, 1, 1], [4, 8, 16, 2])), false=EXAMPLE),
         ],
-        wrong={"trace": "tokens[0, 0].item()"},
+        wrong={
+            "trace": "tokens[0, 0].item()",
+            "onnx-torchscript": "tokens[0, 0].item()",
+            "export": "tokens[0, 0].item()",
+            "onnx": "tokens[0, 0].item()",
+        },
     )
 )
 
@@ -327,7 +360,8 @@ CASES.append(
                 false=lambda: call(ids([7, 33, 60, 12, 5]), ids([0, 0, 0, 0, 0])),
             ),
         ],
-        wrong={"trace": "change.any()"},
+        wrong={"trace": "change.any()", "onnx-torchscript": "change.any()", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -363,7 +397,13 @@ CASES.append(
             )
         ],
         options={"inputs": {"ids": integers(0, 29)}},
-        wrong={"trace": "self.score(ids).mean() > 0.6"},
+        wrong={
+            "trace": "self.score(ids).mean() > 0.6",
+            "onnx-torchscript": "self.score(ids).mean() > 0.6",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -396,7 +436,7 @@ CASES.append(
             Truth("ngram.tolist()", "number", other=lambda: call(torch.tensor([12, 7, 31, 89]))),
             Truth("code == self.reserved", true=lambda: call(torch.tensor([0, 0, 0, 5])), false=EXAMPLE),
         ],
-        wrong={"trace": "ngram.tolist()"},
+        wrong={"trace": "ngram.tolist()", "onnx-torchscript": "ngram.tolist()", "export": "refused", "onnx": "refused"},
     )
 )
 
@@ -427,7 +467,13 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
-        wrong={"trace": "int(digits.sum()) % 7 == 3"},
+        wrong={
+            "trace": "int(digits.sum()) % 7 == 3",
+            "onnx-torchscript": "int(digits.sum()) % 7 == 3",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -483,7 +529,12 @@ CASES.append(
             Truth("range(self.max_new_tokens)", "loop", other=lambda: call(ids([17, 9, 23, 22, 4]))),
             Truth("current.item() == self.eos", true=lambda: call(ids([17, 9, 23, 22, 4])), false=EXAMPLE),
         ],
-        wrong={"trace": "current.item() == self.eos"},
+        wrong={
+            "trace": "current.item() == self.eos",
+            "onnx-torchscript": "current.item() == self.eos",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -532,7 +583,13 @@ CASES.append(
         ],
         options={"inputs": {"context": integers(0, 19), "draft": integers(0, 19)}},
         effort="hard",
-        wrong={"trace": "draft[accepted] == target[accepted]"},
+        wrong={
+            "trace": "draft[accepted] == target[accepted]",
+            "onnx-torchscript": "draft[accepted] == target[accepted]",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -569,6 +626,11 @@ CASES.append(
             ),
             Truth("(phase == 5).any()", true=Infeasible("a remainder of 4 is below 4"), false=EXAMPLE),
         ],
-        right=("trace",),
+        wrong={"export": "refused", "onnx": "refused"},
+        right=(
+            "trace",
+            "onnx-torchscript",
+            "script",
+        ),
     )
 )
