@@ -358,7 +358,7 @@ class DriftMonitor(nn.Module):
 
 CASES.append(
     Case(
-        "drift monitor",
+        "feature drift",
         make=lambda: seeded(DriftMonitor, Limits()),
         args=lambda: (normal(8, 10, scale=0.5),),
         decisions=[
