@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.branches.corpus import discrete_options, discrete_selection, discrete_shapes, discrete_tokens
+from tests.branches.corpus import discrete_options, discrete_rare, discrete_selection, discrete_shapes, discrete_tokens
 
 if TYPE_CHECKING:
     from tests.branches.corpus.case import Case
@@ -14,4 +14,5 @@ CASES: list[Case] = [
     *discrete_shapes.CASES,
     *discrete_selection.CASES,
     *discrete_options.CASES,
+    *discrete_rare.CASES,
 ]

@@ -26,8 +26,8 @@ class CutAtEos(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.eos_token_id = 2
-        self.embed = nn.Embedding(60, 8)
-        self.out = nn.Linear(8, 4)
+        self.embed = nn.Embedding(32000, 4)
+        self.out = nn.Linear(4, 4)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = self.embed(ids)
@@ -43,11 +43,11 @@ CASES.append(
     Case(
         "cut at eos",
         make=lambda: seeded(CutAtEos),
-        args=lambda: (ids([17, 33, 9, 51, 4, 28], [44, 6, 12, 59, 31, 8]),),
+        args=lambda: (ids([1, 7033, 29909, 518, 4, 28], [1, 916, 12002, 5999, 31871, 8]),),
         decisions=[
             Truth(
                 "(ids == self.eos_token_id).any()",
-                true=lambda: call(ids([17, 33, 2, 51, 4, 28], [44, 6, 12, 59, 31, 8])),
+                true=lambda: call(ids([1, 7033, 2, 518, 4, 28], [1, 916, 12002, 5999, 31871, 8])),
                 false=EXAMPLE,
             )
         ],
@@ -116,8 +116,8 @@ class PromptedClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Embedding(120, 6)
-        self.head = nn.Linear(6, 3)
+        self.embed = nn.Embedding(30522, 4)
+        self.head = nn.Linear(4, 3)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         if input_ids[0, 0] == self.CLS:
@@ -131,13 +131,17 @@ CASES.append(
     Case(
         "prompted classifier",
         make=lambda: seeded(PromptedClassifier),
-        args=lambda: (ids([101, 12, 30, 4, 77, 102]),),
+        args=lambda: (ids([2009, 2003, 1037, 2204, 3185, 1012]),),
         decisions=[
-            Truth("input_ids[0, 0] == self.CLS", true=EXAMPLE, false=lambda: call(ids([15, 12, 30, 4, 77, 102]))),
+            Truth(
+                "input_ids[0, 0] == self.CLS",
+                false=EXAMPLE,
+                true=lambda: call(ids([101, 2003, 1037, 2204, 3185, 1012])),
+            ),
             Truth(
                 "input_ids[0, -1].item() != self.SEP",
-                true=lambda: call(ids([101, 12, 30, 4, 77, 60])),
-                false=EXAMPLE,
+                false=lambda: call(ids([2009, 2003, 1037, 2204, 3185, 102])),
+                true=EXAMPLE,
             ),
         ],
         wrong={
@@ -156,8 +160,8 @@ class SpecialTokenDropper(nn.Module):
     def __init__(self, n_special: int = 5) -> None:
         super().__init__()
         self.n_special = n_special
-        self.embed = nn.Embedding(40, 8)
-        self.register_buffer("default", torch.full((8,), 0.25))
+        self.embed = nn.Embedding(30522, 4)
+        self.register_buffer("default", torch.full((4,), 0.25))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if (ids < self.n_special).any():
@@ -172,13 +176,15 @@ CASES.append(
     Case(
         "special token dropper",
         make=lambda: seeded(SpecialTokenDropper),
-        args=lambda: (ids([8, 39, 14], [22, 7, 30]),),
+        args=lambda: (ids([2023, 30001, 2742], [1996, 7, 1012]),),
         decisions=[
-            Truth("(ids < self.n_special).any()", true=lambda: call(ids([8, 1, 14], [22, 7, 30])), false=EXAMPLE),
+            Truth(
+                "(ids < self.n_special).any()", true=lambda: call(ids([2023, 1, 2742], [1996, 7, 1012])), false=EXAMPLE
+            ),
             Truth(
                 "kept.numel() == 0",
                 true=lambda: call(ids([0, 1, 2], [4, 4, 3])),
-                false=lambda: call(ids([8, 1, 14], [22, 7, 30])),
+                false=lambda: call(ids([2023, 1, 2742], [1996, 7, 1012])),
             ),
         ],
         wrong={
