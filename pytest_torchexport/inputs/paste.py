@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_torchexport.inputs.simpler import shortest
 from pytest_torchexport.inputs.values import can_vary, dense
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, positional_names
@@ -296,13 +297,7 @@ def _number(value: torch.Tensor) -> str:
         return "torch.nan"
     if math.isinf(number):
         return "torch.inf" if number > 0 else "-torch.inf"
-    for digits in range(1, 17):
-        short = float(f"{number:.{digits}g}")
-        if math.copysign(1, short) == math.copysign(1, number) and torch.equal(
-            torch.tensor(short, dtype=value.dtype), value
-        ):
-            return repr(short)
-    return repr(number)
+    return repr(shortest(value))
 
 
 def _shape(tensor: torch.Tensor) -> str:
