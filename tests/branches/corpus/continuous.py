@@ -35,7 +35,8 @@ CASES.append(
         make=lambda: seeded(MeanGate),
         args=lambda: (normal(2, 8),),
         decisions=[Truth("x.mean() > 0.5", true=lambda: call(normal(2, 8, shift=2.0)), false=EXAMPLE)],
-        wrong={"trace": "x.mean() > 0.5"},
+        wrong={"trace": "x.mean() > 0.5", "onnx-torchscript": "x.mean() > 0.5", "export": "refused", "onnx": "refused"},
+        right=("script", "compile"),
     )
 )
 
@@ -78,7 +79,13 @@ CASES.append(
                 false=lambda: call(normal(3, 16, scale=2.2)),
             ),
         ],
-        wrong={"trace": "window.abs().mean() > 1.5"},
+        wrong={
+            "trace": "window.abs().mean() > 1.5",
+            "onnx-torchscript": "window.abs().mean() > 1.5",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -108,7 +115,13 @@ CASES.append(
                 false=lambda: call(uniform(1, 3, 8, 8, seed=1, low=0.5, high=1.6)),
             ),
         ],
-        wrong={"trace": "image.std() < 0.25"},
+        wrong={
+            "trace": "image.std() < 0.25",
+            "onnx-torchscript": "image.std() < 0.25",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -145,7 +158,14 @@ CASES.append(
             ),
         ],
         effort="hard",
-        wrong={"trace": "(h > 2).sum() > 5"},
+        wrong={
+            "trace": "(h > 2).sum() > 5",
+            "onnx-torchscript": "(h > 2).sum() > 5",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -182,7 +202,13 @@ CASES.append(
             Truth("spectrum.eq(0).all()", true=lambda: call(torch.zeros(2, 10)), false=EXAMPLE),
             Truth("(spectrum < 0).any()", true=lambda: call(normal(2, 10)), false=EXAMPLE),
         ],
-        wrong={"trace": "(spectrum < 0).any()"},
+        wrong={
+            "trace": "(spectrum < 0).any()",
+            "onnx-torchscript": "(spectrum < 0).any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -219,7 +245,13 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "torch.allclose(frame, previous, rtol=0.0, atol=0.02)"},
+        wrong={
+            "trace": "torch.allclose(frame, previous, rtol=0.0, atol=0.02)",
+            "onnx-torchscript": "torch.allclose(frame, previous, rtol=0.0, atol=0.02)",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -246,7 +278,13 @@ CASES.append(
             Truth("peak == 1.0", true=lambda: call(torch.linspace(-0.5, 1.0, 75).view(3, 5, 5)), false=EXAMPLE),
             Truth("0.49 < level < 0.51", true=lambda: call(torch.linspace(0.1, 0.9, 75).view(3, 5, 5)), false=EXAMPLE),
         ],
-        wrong={"trace": "0.49 < level < 0.51"},  # the peak of 1 changes nothing
+        wrong={
+            "trace": "0.49 < level < 0.51",
+            "onnx-torchscript": "0.49 < level < 0.51",
+            "export": "refused",
+            "onnx": "refused",
+        },  # the peak of 1 changes nothing
+        right=("script", "compile"),
     )
 )
 
@@ -281,7 +319,8 @@ CASES.append(
             Truth("(gate > 1).any()", true=Infeasible("a sigmoid is at most 1"), false=EXAMPLE),
             Truth("weights.sum(-1).max() > 2", true=Infeasible("a softmax sums up to 1"), false=EXAMPLE),
         ],
-        right=("trace", "onnx-torchscript", "compile"),
+        wrong={"export": "refused", "onnx": "refused"},
+        right=("trace", "onnx-torchscript", "script", "compile"),
     )
 )
 
@@ -323,7 +362,14 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "b.norm() > 3 * a.norm()"},
+        wrong={
+            "trace": "refused",
+            "onnx-torchscript": "b.norm() > 3 * a.norm()",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -365,7 +411,14 @@ CASES.append(
             Truth("drift > self.limits.drift", true=lambda: call(normal(8, 10, scale=0.5, shift=3.0)), false=EXAMPLE),
             Truth("distance > self.tolerance", true=lambda: call(normal(8, 10, scale=6.0)), false=EXAMPLE),
         ],
-        wrong={"trace": "drift > self.limits.drift"},
+        wrong={
+            "trace": "drift > self.limits.drift",
+            "onnx-torchscript": "drift > self.limits.drift",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -414,7 +467,8 @@ CASES.append(
             Truth("peak <= limit", true=EXAMPLE, false=lambda: call(normal(2, 8, scale=3.0))),
             Truth("saturated > 0.25", true=lambda: call(normal(2, 8, scale=6.0)), false=EXAMPLE),
         ],
-        wrong={"trace": "peak <= limit"},
+        wrong={"trace": "peak <= limit", "onnx-torchscript": "peak <= limit", "export": "refused", "onnx": "refused"},
+        right=("script", "compile"),
     )
 )
 
@@ -440,6 +494,13 @@ CASES.append(
         make=lambda: seeded(NumpyGuard),
         args=lambda: (normal(3, 7),),
         decisions=[Truth("values.max() > 3.0", true=lambda: call(normal(3, 7, scale=12.0)), false=EXAMPLE)],
-        wrong={"trace": "values.max() > 3.0"},
+        wrong={
+            "trace": "values.max() > 3.0",
+            "onnx-torchscript": "values.max() > 3.0",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )

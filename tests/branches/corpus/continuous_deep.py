@@ -64,7 +64,13 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "logits.softmax(-1).max() > self.thresholds[0]"},
+        wrong={
+            "trace": "logits.softmax(-1).max() > self.thresholds[0]",
+            "onnx-torchscript": "logits.softmax(-1).max() > self.thresholds[0]",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -98,7 +104,8 @@ CASES.append(
             Truth("entropy > 1.75", true=lambda: call(normal(1, 6, 16, scale=0.2)), false=EXAMPLE),
             Truth("weights.amax() > 0.97", true=lambda: call(normal(1, 6, 16, scale=30.0)), false=EXAMPLE),
         ],
-        wrong={"trace": "entropy > 1.75"},
+        wrong={"trace": "entropy > 1.75", "onnx-torchscript": "entropy > 1.75", "export": "refused", "onnx": "refused"},
+        right=("script", "compile"),
     )
 )
 
@@ -136,7 +143,14 @@ CASES.append(
             ),
             Truth("cell.abs().max() > 1.6", true=lambda: call(normal(1, 9, 5, scale=8.0)), false=EXAMPLE),
         ],
-        wrong={"trace": "cell.abs().max() > 1.6"},
+        wrong={
+            "trace": "cell.abs().max() > 1.6",
+            "onnx-torchscript": "cell.abs().max() > 1.6",
+            "export": "refused",
+            "onnx": "refused",
+            "compile": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -171,7 +185,13 @@ CASES.append(
             Truth("torch.isinf(energy).any()", true=lambda: call(normal(2, 1, 8, 8, scale=60.0)), false=EXAMPLE),
             Truth("torch.isnan(spread).any()", true=lambda: call(normal(2, 1, 8, 8, scale=8.0)), false=EXAMPLE),
         ],
-        wrong={"trace": "torch.isinf(energy).any()"},
+        wrong={
+            "trace": "torch.isinf(energy).any()",
+            "onnx-torchscript": "torch.isinf(energy).any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -201,7 +221,13 @@ CASES.append(
                 false=lambda: call(torch.tensor([[1.0, float("nan"), 0.0, 2.0]]).repeat(3, 1)),
             ),
         ],
-        wrong={"trace": "torch.isfinite(features).all()"},
+        wrong={
+            "trace": "torch.isfinite(features).all()",
+            "onnx-torchscript": "torch.isfinite(features).all()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -236,7 +262,13 @@ CASES.append(
             Truth("index == choice", true=EXAMPLE, false=EXAMPLE),
             Truth("enumerate(self.experts)", "loop", other=lambda: call(-normal(4, 6) + normal(4, 6, seed=2))),
         ],
-        wrong={"trace": "int(self.router(x).mean(0).argmax())"},
+        wrong={
+            "trace": "int(self.router(x).mean(0).argmax())",
+            "onnx-torchscript": "int(self.router(x).mean(0).argmax())",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -261,7 +293,14 @@ CASES.append(
         make=lambda: seeded(TopTwoRouter),
         args=lambda: (normal(2, 6),),
         decisions=[Truth("chosen.tolist()", "number", other=lambda: call(normal(2, 6, seed=3, scale=3.0)))],
-        wrong={"trace": "chosen.tolist()"},
+        wrong={
+            "trace": "chosen.tolist()",
+            "onnx-torchscript": "chosen.tolist()",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -290,7 +329,8 @@ CASES.append(
         args=lambda: (normal(1, 1, 8, 8),),
         decisions=[Truth("pred == 7", true=lambda: call(normal(1, 1, 8, 8, seed=66)), false=EXAMPLE)],
         effort="hard",
-        wrong={"trace": "pred == 7"},
+        wrong={"trace": "pred == 7", "onnx-torchscript": "pred == 7", "export": "refused", "onnx": "refused"},
+        right=("script", "compile"),
     )
 )
 
@@ -319,7 +359,14 @@ CASES.append(
         make=lambda: seeded(SkippingResidual),
         args=lambda: (normal(2, 8),),
         decisions=[Truth("delta.norm() < 0.08 * x.norm()", true=lambda: call(normal(2, 8, scale=40.0)), false=EXAMPLE)],
-        wrong={"trace": "delta.norm() < 0.08 * x.norm()"},
+        wrong={
+            "trace": "delta.norm() < 0.08 * x.norm()",
+            "onnx-torchscript": "delta.norm() < 0.08 * x.norm()",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+            "compile": "refused",
+        },
     )
 )
 
@@ -353,7 +400,13 @@ CASES.append(
         decisions=[
             Truth('report["error"] > report["limit"]', true=lambda: call(normal(4, 12, scale=3.0)), false=EXAMPLE)
         ],
-        wrong={"trace": 'report["error"] > report["limit"]'},
+        wrong={
+            "trace": "refused",
+            "onnx-torchscript": 'report["error"] > report["limit"]',
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -405,7 +458,14 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "x.mean() > 1.0"},
+        wrong={
+            "trace": "x.mean() > 1.0",
+            "onnx-torchscript": "x.mean() > 1.0",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -441,6 +501,13 @@ CASES.append(
             Truth("change < 0.25", true=lambda: call(normal(2, 10, 32, scale=10.0)), false=EXAMPLE),
             Truth("self.layers", "loop", other=lambda: call(normal(2, 10, 32, scale=10.0))),
         ],
-        wrong={"trace": "change < 0.25"},
+        wrong={
+            "trace": "change < 0.25",
+            "onnx-torchscript": "refused",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+            "compile": "refused",
+        },
     )
 )

@@ -51,7 +51,13 @@ CASES.append(
             Truth("remaining > 0.05 and steps < 8", "loop", other=lambda: call(normal(2, 5, seed=9, scale=20.0))),
             Truth("torch.sigmoid(self.halt(state)).mean().item()", "number", other=lambda: call(normal(2, 5, seed=2))),
         ],
-        wrong={"trace": "torch.sigmoid(self.halt(state)).mean().item()"},
+        wrong={
+            "trace": "refused",
+            "onnx-torchscript": "refused",
+            "export": "refused",
+            "onnx": "refused",
+            "compile": "refused",
+        },
     )
 )
 
@@ -85,7 +91,13 @@ CASES.append(
             Truth("nearest.median() > 1.0", true=lambda: call(normal(1, 2, 6, scale=15.0)), false=EXAMPLE),
             Truth("(index == self.dead).any()", true=lambda: call(normal(1, 2, 6, seed=1, scale=3.0)), false=EXAMPLE),
         ],
-        wrong={"trace": "nearest.median() > 1.0"},
+        wrong={
+            "trace": "nearest.median() > 1.0",
+            "onnx-torchscript": "nearest.median() > 1.0",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -133,7 +145,14 @@ CASES.append(
             Truth("accepted", true=lambda: call(normal(5, 6), normal(5, 6, seed=50)), false=EXAMPLE),
             Truth("bool(calibrated > 0)", "number", other=lambda: call(normal(5, 6), normal(5, 6, seed=50))),
         ],
-        wrong={"trace": "accepted"},
+        wrong={
+            "trace": "refused",
+            "onnx-torchscript": "refused",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -171,7 +190,8 @@ CASES.append(
                 "self.objective(trial, target) <= start - 0.3 * length * slope.dot(slope)", true=EXAMPLE, false=EXAMPLE
             ),
         ],
-        wrong={"trace": "range(12)"},
+        wrong={"trace": "range(12)", "onnx-torchscript": "range(12)", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -214,7 +234,14 @@ CASES.append(
                 other=lambda: call(uniform(1, 1, 8, 8, high=9.0), uniform(1, 1, 8, 8, seed=1)),
             ),
         ],
-        wrong={"trace": "reversed(range(levels))"},
+        wrong={
+            "trace": "reversed(range(levels))",
+            "onnx-torchscript": "reversed(range(levels))",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -247,7 +274,14 @@ CASES.append(
             Truth("len(votes) != 3", true=lambda: call(normal(1, 7, seed=30, scale=4.0)), false=EXAMPLE),
             Truth("int(opinion.argmax())", "number", other=lambda: call(normal(1, 7, seed=1, scale=4.0))),
         ],
-        wrong={"trace": "len(votes) == 1"},
+        wrong={
+            "trace": "len(votes) == 1",
+            "onnx-torchscript": "len(votes) == 1",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -284,7 +318,14 @@ CASES.append(
             Truth("rate.sum() > 0", true=lambda: call(normal(4, 6, scale=4.0)), false=EXAMPLE),
             Truth("rate.max() <= 1.0", true=EXAMPLE, false=Infeasible("it is a mean of zeros and ones")),
         ],
-        wrong={"trace": "rate.sum() > 0"},
+        wrong={
+            "trace": "rate.sum() > 0",
+            "onnx-torchscript": "rate.sum() > 0",
+            "export": "refused",
+            "onnx": "refused",
+            "compile": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -325,6 +366,7 @@ CASES.append(
                 ),
             )
         ],
-        wrong={"trace": "condition < 300.0"},
+        wrong={"trace": "condition < 300.0", "onnx-torchscript": "refused", "export": "refused", "onnx": "refused"},
+        right=("script", "compile"),
     )
 )

@@ -49,7 +49,8 @@ CASES.append(
             Truth("share / total < 0.2", true=lambda: call(normal(32)), false=EXAMPLE),
             Truth("bin_.item() < 6", true=EXAMPLE, false=lambda: call(_tone(11.0))),
         ],
-        wrong={"trace": "bin_.item() < 6"},
+        wrong={"trace": "bin_.item() < 6", "onnx-torchscript": "refused", "export": "refused", "onnx": "refused"},
+        right=("script", "compile"),
     )
 )
 
@@ -95,7 +96,8 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "span < 1e-2"},
+        wrong={"trace": "span < 1e-2", "onnx-torchscript": "refused", "export": "refused", "onnx": "refused"},
+        right=("script", "compile"),
     )
 )
 
@@ -134,7 +136,13 @@ CASES.append(
                 false=lambda: call(normal(2, 3, scale=9.0)),
             ),
         ],
-        wrong={"trace": "(phase.abs() > math.pi).any()"},
+        wrong={
+            "trace": "(phase.abs() > math.pi).any()",
+            "onnx-torchscript": "(phase.abs() > math.pi).any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -172,7 +180,14 @@ CASES.append(
             Truth("open_", "loop", other=lambda: call(normal(1, 3, 6, 6, scale=0.1))),
             Truth("open_", true=EXAMPLE, false=lambda: call(normal(1, 3, 6, 6))),
         ],
-        wrong={"trace": "open_"},
+        wrong={
+            "trace": "open_",
+            "onnx-torchscript": "open_",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -218,6 +233,7 @@ CASES.append(
             Truth("horizon > 0.3", true=lambda: call(_halves(0.8, 0.2)), false=EXAMPLE),
             Truth("key != 0.5", true=lambda: call(_halves(0.8, 0.2)), false=lambda: call(_halves(0.9, 0.5))),
         ],
-        wrong={"trace": "horizon > 0.3"},
+        wrong={"trace": "horizon > 0.3", "onnx-torchscript": "horizon > 0.3", "export": "refused", "onnx": "refused"},
+        right=("script", "compile"),
     )
 )

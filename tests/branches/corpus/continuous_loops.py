@@ -43,7 +43,13 @@ CASES.append(
             Truth("residual.abs().max() > 1e-3", true=EXAMPLE, false=EXAMPLE),
             Truth("residual.abs().max() > 1e-3", "loop", other=lambda: call(normal(3, 4, scale=40.0))),
         ],
-        wrong={"trace": "residual.abs().max() > 1e-3"},
+        wrong={
+            "trace": "residual.abs().max() > 1e-3",
+            "onnx-torchscript": "residual.abs().max() > 1e-3",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -76,7 +82,13 @@ CASES.append(
             Truth("(estimate - sigma).abs() < 0.02 * estimate", true=EXAMPLE, false=EXAMPLE),
             Truth("estimate > 1", true=EXAMPLE, false=lambda: call(normal(5, 4, scale=0.1))),
         ],
-        wrong={"trace": "estimate > 1"},
+        wrong={
+            "trace": "estimate > 1",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+            "compile": "refused",
+        },
     )
 )
 
@@ -114,7 +126,14 @@ CASES.append(
             Truth("steps < 20", "loop", other=lambda: call(torch.zeros(4, 6), torch.zeros(4, 6))),
             Truth("(plan.sum(1) - 1).abs().max() < 0.02", true=EXAMPLE, false=EXAMPLE),
         ],
-        wrong={"trace": "steps < 20"},
+        wrong={
+            "trace": "steps < 20",
+            "onnx-torchscript": "steps < 20",
+            "export": "refused",
+            "onnx": "refused",
+            "compile": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -150,7 +169,14 @@ CASES.append(
             Truth("range(40)", "loop", other=lambda: call(normal(2, 3, scale=40.0))),
             Truth("gap < tolerance", true=EXAMPLE, false=EXAMPLE),
         ],
-        wrong={"trace": "range(40)"},
+        wrong={
+            "trace": "range(40)",
+            "onnx-torchscript": "range(40)",
+            "export": "refused",
+            "onnx": "refused",
+            "compile": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -181,7 +207,13 @@ CASES.append(
             Truth("signal.pow(2).mean().sqrt().item()", "number", other=lambda: call(normal(64, scale=0.2))),
             Truth('abs(self.state["gain"]) < 1.0', true=lambda: call(normal(64, seed=4, scale=0.1)), false=EXAMPLE),
         ],
-        wrong={"trace": "signal.pow(2).mean().sqrt().item()"},
+        wrong={
+            "trace": "signal.pow(2).mean().sqrt().item()",
+            "onnx-torchscript": "signal.pow(2).mean().sqrt().item()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
 
@@ -214,7 +246,14 @@ CASES.append(
             Truth("y.min().item()", "number", other=lambda: call(normal(2, 5, scale=4.0))),
             Truth("y.max().item()", "number", other=lambda: call(normal(2, 5, scale=4.0))),
         ],
-        wrong={"trace": "y.min().item()"},
+        wrong={
+            "trace": "y.min().item()",
+            "onnx-torchscript": "y.min().item()",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -241,7 +280,14 @@ CASES.append(
         make=lambda: seeded(LengthRegulator),
         args=lambda: (normal(5, 4),),
         decisions=[Truth("duration.item()", "number", other=lambda: call(normal(5, 4, seed=1, scale=2.0)))],
-        wrong={"trace": "duration.item()"},
+        wrong={
+            "trace": "duration.item()",
+            "onnx-torchscript": "duration.item()",
+            "export": "refused",
+            "onnx": "refused",
+            "compile": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -272,7 +318,8 @@ CASES.append(
             Truth("1", true=EXAMPLE, false=lambda: call(uniform(3, 4, 4, high=8.0))),
             Truth("2", true=lambda: call(uniform(3, 4, 4, high=1.5)), false=lambda: call(uniform(3, 4, 4, high=8.0))),
         ],
-        wrong={"trace": "0"},
+        wrong={"trace": "0", "onnx-torchscript": "0", "export": "refused", "onnx": "refused", "script": "refused"},
+        right=("compile",),
     )
 )
 
@@ -305,7 +352,14 @@ CASES.append(
             Truth("abs(mean - centre) < 0.5", true=EXAMPLE, false=lambda: call(normal(10, 6, scale=4.0))),
             Truth("len(kept) < 3", true=lambda: call(normal(10, 6, scale=30.0)), false=EXAMPLE),
         ],
-        wrong={"trace": "abs(mean - centre) < 0.5"},
+        wrong={
+            "trace": "abs(mean - centre) < 0.5",
+            "onnx-torchscript": "abs(mean - centre) < 0.5",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+            "compile": "refused",
+        },
     )
 )
 
@@ -353,7 +407,14 @@ CASES.append(
             ),
         ],
         effort="hard",
-        wrong={"trace": "keep.shape[0] < points.shape[0]"},
+        wrong={
+            "trace": "keep.shape[0] < points.shape[0]",
+            "onnx-torchscript": "keep.shape[0] < points.shape[0]",
+            "export": "refused",
+            "onnx": "refused",
+            "script": "refused",
+        },
+        right=("compile",),
     )
 )
 
@@ -383,7 +444,14 @@ CASES.append(
         decisions=[
             Truth("except RuntimeError", "exception", true=lambda: call(normal(12, 3, scale=0.01)), false=EXAMPLE)
         ],
-        wrong={"trace": "except RuntimeError"},
+        wrong={
+            "trace": "except RuntimeError",
+            "onnx-torchscript": "refused",
+            "export": "except RuntimeError",
+            "onnx": "refused",
+            "script": "refused",
+            "compile": "except RuntimeError",
+        },
     )
 )
 
@@ -419,6 +487,12 @@ CASES.append(
             Truth("2 * ratio - norm > 10.0", true=lambda: call(normal(6) * 9, normal(6) * 9), false=EXAMPLE),
             Truth("float(update.norm())", "number", other=lambda: call(normal(6) * 2, normal(6, seed=1))),
         ],
-        wrong={"trace": "float(update.norm())"},
+        wrong={
+            "trace": "float(update.norm())",
+            "onnx-torchscript": "float(update.norm())",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script", "compile"),
     )
 )
