@@ -55,6 +55,13 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
+        wrong={
+            "trace": "depth.min() < 0",
+            "onnx-torchscript": "depth.min() < 0",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -96,6 +103,8 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
+        wrong={"trace": "changes >= 6", "onnx-torchscript": "changes >= 6", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -143,6 +152,13 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
+        wrong={
+            "trace": "padding[:, 0].any()",
+            "onnx-torchscript": "padding[:, 0].any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -196,6 +212,8 @@ CASES.append(
         options={
             "dynamic_shapes": {"cache": {0: Dim("cached", min=1, max=64)}, "frames": {0: Dim("new", min=1, max=8)}}
         },
+        wrong={"trace": "extra > 0", "onnx-torchscript": "extra > 0", "export": "refused", "onnx": "extra > 0"},
+        right=("script",),
     )
 )
 
@@ -246,6 +264,12 @@ CASES.append(
                 false=lambda: call(torch.tensor([1, 2, 1, 1, 2, 2, 2, 1, 1])),
             ),
         ],
+        wrong={
+            "trace": "(rows == 1).all(1).any()",
+            "onnx-torchscript": "(rows == 1).all(1).any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -293,6 +317,12 @@ CASES.append(
         ],
         options={"inputs": {"header": integers(0, 255)}},
         effort="hard",
+        wrong={
+            "trace": "header[:4].tolist()",
+            "onnx-torchscript": "header[:4].tolist()",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -339,5 +369,11 @@ CASES.append(
             ),
         ],
         options={"inputs": {"tokens": integers(0, 63)}},
+        wrong={
+            "trace": "spent == self.budget",
+            "onnx-torchscript": "spent == self.budget",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )

@@ -49,7 +49,13 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
-        wrong={"trace": "(opens & named).any()"},
+        wrong={
+            "trace": "(opens & named).any()",
+            "onnx-torchscript": "(opens & named).any()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -92,7 +98,13 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
-        wrong={"trace": "count > features.shape[0]"},
+        wrong={
+            "trace": "count > features.shape[0]",
+            "onnx-torchscript": "count > features.shape[0]",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -127,7 +139,13 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
-        wrong={"trace": "(ids == self.newline).sum().item() >= self.limit"},
+        wrong={
+            "trace": "(ids == self.newline).sum().item() >= self.limit",
+            "onnx-torchscript": "(ids == self.newline).sum().item() >= self.limit",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -162,7 +180,12 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
-        wrong={"trace": "torch.equal(phonemes[0, :3], self.trigger)"},
+        wrong={
+            "trace": "torch.equal(phonemes[0, :3], self.trigger)",
+            "onnx-torchscript": "torch.equal(phonemes[0, :3], self.trigger)",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -208,7 +231,12 @@ CASES.append(
                 false=lambda: call(ids([0, 1019, 1100, 742, 15, 931])),
             ),
         ],
-        wrong={"trace": "prompt[0, 0] == self.BOS"},
+        wrong={
+            "trace": "prompt[0, 0] == self.BOS",
+            "onnx-torchscript": "prompt[0, 0] == self.BOS",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -245,7 +273,13 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
-        wrong={"trace": "longest > self.context"},
+        wrong={
+            "trace": "longest > self.context",
+            "onnx-torchscript": "longest > self.context",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -287,7 +321,12 @@ CASES.append(
             ),
         ],
         options={"dynamic_shapes": {"x": {1: Dim("length", min=4, max=512)}}},
-        wrong={"trace": "self.buckets"},
+        wrong={
+            "trace": "self.buckets",
+            "onnx-torchscript": "self.buckets",
+            "export": "refused",
+            "onnx": "self.buckets",
+        },
     )
 )
 
@@ -326,7 +365,13 @@ CASES.append(
             Truth("height == width", true=lambda: call(normal(1, 1, 16, 16)), false=EXAMPLE),
         ],
         options={"dynamic_shapes": {"image": {2: Dim("height", min=4, max=64), 3: Dim("width", min=4, max=64)}}},
-        wrong={"trace": "height * width > self.max_area"},
+        wrong={
+            "trace": "height * width > self.max_area",
+            "onnx-torchscript": "height * width > self.max_area",
+            "export": "height * width > self.max_area",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -361,7 +406,12 @@ CASES.append(
             )
         ],
         options={"inputs": {"record": integers(0, 99)}},
-        wrong={"trace": "check == int(record[-1])"},
+        wrong={
+            "trace": "check == int(record[-1])",
+            "onnx-torchscript": "check == int(record[-1])",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
 
@@ -419,7 +469,13 @@ CASES.append(
                 false=lambda: masked(("11010", "01110", "10010"), ("00101", "10001", "01001")),
             ),
         ],
-        wrong={"trace": "lengths.min() == lengths.max()"},
+        wrong={
+            "trace": "lengths.min() == lengths.max()",
+            "onnx-torchscript": "lengths.min() == lengths.max()",
+            "export": "refused",
+            "onnx": "refused",
+        },
+        right=("script",),
     )
 )
 
@@ -452,7 +508,8 @@ CASES.append(
             Truth("12 <= hour < 13", true=lambda: call(normal(2, 3), torch.tensor(44_000)), false=EXAMPLE),
         ],
         options={"inputs": {"second": integers(0, 86_399)}},
-        wrong={"trace": "hour >= 22"},
+        wrong={"trace": "hour >= 22", "onnx-torchscript": "hour >= 22", "export": "refused", "onnx": "refused"},
+        right=("script",),
     )
 )
 
@@ -482,6 +539,11 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
-        wrong={"trace": "order.sort().values.equal(torch.arange(order.shape[0]))"},
+        wrong={
+            "trace": "order.sort().values.equal(torch.arange(order.shape[0]))",
+            "onnx-torchscript": "order.sort().values.equal(torch.arange(order.shape[0]))",
+            "export": "refused",
+            "onnx": "refused",
+        },
     )
 )
