@@ -14,6 +14,7 @@ from pytest_torchexport import environment
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.compare.records import Comparison, compare_records
 from pytest_torchexport.diagnose.cause import Finding, attribute
+from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
 from pytest_torchexport.errors import (
     BackendUnavailable,
@@ -234,6 +235,7 @@ class _Story:
             reference = self.surroundings.references.get(plan, snapshot)
         self.draft.facts["dropped"] = dict(reference.dropped)
         self.draft.note(*(NotChecked(what, why) for what, why in reference.notes))
+        self.draft.facts["branches"] = reference.coverage
         if reference.invalid is not None:
             return self.draft.kept(self.draft.outcome(Verdict.INVALID, reference.invalid))
         try:
@@ -290,8 +292,10 @@ class _Story:
         named = any(trial.kind in ("example", "extra") for trial, _ in unjudged)
         if unjudged and not failures and (named or len(unjudged) > len(self.draft.inputs)):
             return self.draft.outcome(Verdict.INVALID, f"on the input {unjudged[0][0].label}, {unjudged[0][1]}")
+        self.draft.note(*branches_ledger(reference.coverage, self.policy.min_coverage))
         if not failures:
-            return self.draft.equivalent()
+            too_few = reference.coverage and below_minimum(reference.coverage, self.policy.min_coverage)
+            return self.draft.outcome(Verdict.INVALID, too_few) if too_few else self.draft.equivalent()
         return self._not_equivalent(snapshot, reference, program.exported, failures)
 
     def _compare(

@@ -105,6 +105,9 @@ class Plan:
         n_inputs: number of generated inputs.
         seed: for generated inputs and for the state of the random generators before each run.
         grad: whether gradients are taken.
+        branches: `search`, `observe` or `off`.
+        search_budget: runs of eager that the branch search may use.
+        user_code: whose decisions count, beside those of the user's own code.
     """
 
     model: Callable[..., Any]
@@ -119,6 +122,9 @@ class Plan:
     n_inputs: int
     seed: int
     grad: bool
+    branches: str = "off"
+    search_budget: int = DEFAULT_SEARCH_BUDGET
+    user_code: tuple[str, ...] = ()
 
     def names(self, call: Call) -> dict[str, Any]:
         """A call's arguments by name."""
@@ -157,9 +163,10 @@ class Plan:
         """A digest that two plans share only if eager does the same for both; None if that cannot be known."""
         shapes = containers.rebuild(self.dynamic_shapes, repr) if self.dynamic_shapes else None
         rest = (self.dtype, self.device, self.calls, self.n_inputs, self.seed, self.grad)
+        branches = (self.branches, self.search_budget, self.user_code)
         call = [self.example.args, dict(self.example.kwargs)]
         extra = [[one.args, dict(one.kwargs)] for one in self.extra_inputs]
-        return fingerprint(self.model, call, extra, list(rest), shapes, self.inputs, self.assume)
+        return fingerprint(self.model, call, extra, list(rest), list(branches), shapes, self.inputs, self.assume)
 
 
 def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
@@ -199,6 +206,9 @@ def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
         n_inputs=policy.n_inputs,
         seed=derive_seed(policy.seed, origin),
         grad=policy.grad,
+        branches=policy.branches,
+        search_budget=DEFAULT_SEARCH_BUDGET if policy.search_budget is None else policy.search_budget,
+        user_code=policy.user_code,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.backends.base import Structure
+from pytest_torchexport.branches.search import Search
 from pytest_torchexport.compare.noise import Eager, RoundingNoise
 from pytest_torchexport.compare.records import SecondOpinion, StateView, compare_records, named_leaves
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw
+from pytest_torchexport.inputs.space import Space
 from pytest_torchexport.outcome import Leaf
 from pytest_torchexport.subject import containers, source
 from pytest_torchexport.subject.call import Call, name_of, positional_names
@@ -20,9 +23,12 @@ from pytest_torchexport.subject.run import Record, run, storage_of
 from pytest_torchexport.subject.state import Snapshot, buffer_names, identical, parameter_marks, parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
 
+    from pytest_torchexport.branches.follow import Runner
+    from pytest_torchexport.branches.watch import Taken
+    from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.plan import Plan
 
 _ATTEMPTS_PER_INPUT = 5
@@ -31,13 +37,17 @@ _ATTEMPTS_PER_INPUT = 5
 
 @dataclass
 class Trial:
-    """One input that eager accepts: a sequence of calls, and what eager did on it."""
+    """One input that eager accepts: a sequence of calls, and what eager did on it.
+
+    `taken` is what it took at each decision, where that was observed.
+    """
 
     calls: tuple[Call, ...]
     record: Record
     kind: str
     label: str
     noise: RoundingNoise | None = None
+    taken: Taken | None = None
 
     def describe(self) -> str:
         """The arguments, call by call."""
@@ -56,6 +66,7 @@ class Reference:
         start: eager's starting state by name.
         buffers: names of the registered buffers in it.
         notes: what the reference leaves unchecked, as (what, why).
+        coverage: which branches the inputs took; None where they were not observed.
         reuses_memory: eager returns the same memory from each run, so that every output has to be copied at once.
     """
 
@@ -67,6 +78,7 @@ class Reference:
     buffers: frozenset[str] = frozenset()
     notes: list[tuple[str, str]] = field(default_factory=list)
     reuses_memory: bool = False
+    coverage: BranchCoverage | None = None
 
     def states(self, exported: Mapping[str, Any] | None, *, complete: bool = False) -> StateView:
         """Eager's starting state beside the loaded program's; complete if that is the module's own."""
@@ -104,16 +116,67 @@ def make_reference(plan: Plan, snapshot: Snapshot) -> Reference:
     first = _first_run(plan, snapshot, reference, example)
     if reference.invalid is not None:
         return reference
-    reference.trials.append(Trial(example, first, "example", "the example"))
-    _add_extra(plan, snapshot, reference)
+    search = _search(plan, snapshot, reference)
+    taken = search.start(example).taken if search is not None else None
+    reference.trials.append(Trial(example, first, "example", "the example", taken=taken))
+    _add_extra(plan, snapshot, reference, search)
     candidates = draw.generate(
         plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed, calls=plan.calls
     )
-    _add_generated(plan, snapshot, reference, candidates)
-    _add_sequences(plan, snapshot, reference)
+    _add_generated(plan, snapshot, reference, candidates, search)
+    _add_sequences(plan, snapshot, reference, search)
+    if search is not None:
+        _add_found(plan, snapshot, reference, search)
     if reference.invalid is None:  # all generated inputs may have been dropped
         reference.invalid = _writes_parameters(plan, marks)
     return reference
+
+
+def runner(plan: Plan, snapshot: Snapshot, reference: Reference) -> Runner:
+    """Runs eager for the branch search."""
+    return functools.partial(eager_run, plan, snapshot, reference)
+
+
+def _search(plan: Plan, snapshot: Snapshot, reference: Reference) -> Search | None:
+    if plan.branches == "off":
+        return None
+    return Search(
+        runner=runner(plan, snapshot, reference),
+        space=Space.of(plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed),
+        is_users=source.user_code(plan.user_code),
+        budget=plan.search_budget if plan.branches == "search" else 0,
+        seed=plan.seed,
+        state=snapshot.live(),
+        accepts=lambda calls: plan.assume is None or all(_assumed(plan, call) for call in calls),
+        draws=draw.generate(
+            plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed + 1, calls=plan.calls
+        ),
+    )
+
+
+def _run_and_watch(
+    plan: Plan,
+    snapshot: Snapshot,
+    reference: Reference,
+    search: Search | None,
+    calls: tuple[Call, ...],
+    kind: str,
+    label: str,
+) -> tuple[Record, Taken | None]:
+    """Run an input, under observation if the model decides anything at all."""
+    if search is None or not search.has_decisions:
+        return eager_run(plan, snapshot, reference, calls), None
+    observation = search.watch(calls, kind, label)
+    return observation.record, observation.taken
+
+
+def _add_found(plan: Plan, snapshot: Snapshot, reference: Reference, search: Search) -> None:
+    """Search for what no input took; what is found is run once more, without being observed."""
+    for found in search.search():
+        record = eager_run(plan, snapshot, reference, found.calls)
+        if record.error is None:
+            reference.trials.append(Trial(found.calls, record, "branch", found.label, taken=found.taken))
+    reference.coverage = search.report(plan.branches)
 
 
 def eager_run(
@@ -123,12 +186,16 @@ def eager_run(
     calls: tuple[Call, ...],
     seed: int = 0,
     mode: AbstractContextManager[Any] | None = None,
+    program: Callable[..., Any] | None = None,
 ) -> Record:
-    """Run eager once from the snapshot's state, under the mode if there is one, and put that state back."""
+    """Run eager once from the snapshot's state, under the mode if there is one, and put that state back.
+
+    A `program` is called in the model's place: the model itself under instruments.
+    """
     snapshot.restore()
     try:
         record = run(
-            plan.model,
+            program or plan.model,
             calls,
             device=plan.device,
             seed=plan.seed + seed,
@@ -275,20 +342,20 @@ def _active_dropouts(model: object) -> list[str]:
     ]
 
 
-def _add_extra(plan: Plan, snapshot: Snapshot, reference: Reference) -> None:
+def _add_extra(plan: Plan, snapshot: Snapshot, reference: Reference, search: Search | None) -> None:
     for index, call in enumerate(plan.extra_inputs):
         calls = (call,) * plan.calls
-        record = eager_run(plan, snapshot, reference, calls)
         label = call.label or f"extra_inputs[{index}]"
+        record, taken = _run_and_watch(plan, snapshot, reference, search, calls, "extra", label)
         if record.error is not None:
             # The user named this call: the exported program has to raise on it too.
             record.error = record.error.with_traceback(None)
             why = f"eager raises {type(record.error).__name__}: {record.error}; only that the program raises too"
             reference.notes.append((label, why))
-        reference.trials.append(Trial(calls, record, "extra", label))
+        reference.trials.append(Trial(calls, record, "extra", label, taken=taken))
 
 
-def _add_sequences(plan: Plan, snapshot: Snapshot, reference: Reference) -> None:
+def _add_sequences(plan: Plan, snapshot: Snapshot, reference: Reference, search: Search | None) -> None:
     """Call a model whose state changes three times in a row: one call does not show an update that got lost."""
     if plan.calls > 1:
         return
@@ -299,15 +366,21 @@ def _add_sequences(plan: Plan, snapshot: Snapshot, reference: Reference) -> None
     others = [trial.calls[0] for trial in ran if trial.calls[0] is not changing]
     label = "three calls in a row"
     for calls in ((changing, *others, changing)[:3], (changing, plan.example, changing), (changing,) * 3):
-        record = eager_run(plan, snapshot, reference, calls) if len(calls) == 3 else None
-        if record is not None and record.error is None:
-            reference.trials.append(Trial(calls, record, "special", label))
+        if len(calls) < 3:
+            continue
+        record, taken = _run_and_watch(plan, snapshot, reference, search, calls, "generation", label)
+        if record.error is None:
+            reference.trials.append(Trial(calls, record, "special", label, taken=taken))
             return
     reference.notes.append((label, "eager changes its state, and raises when it is called again"))
 
 
 def _add_generated(
-    plan: Plan, snapshot: Snapshot, reference: Reference, candidates: Iterable[tuple[Call, ...]]
+    plan: Plan,
+    snapshot: Snapshot,
+    reference: Reference,
+    candidates: Iterable[tuple[Call, ...]],
+    search: Search | None,
 ) -> None:
     """Run eager on candidates until enough are accepted; eager decides what is in the domain."""
     if plan.n_inputs <= 0:
@@ -321,12 +394,12 @@ def _add_generated(
         if plan.assume is not None and not all(_assumed(plan, call) for call in calls):
             reference.dropped["assume"] += 1
             continue
-        record = eager_run(plan, snapshot, reference, calls)
+        record, taken = _run_and_watch(plan, snapshot, reference, search, calls, "generation", calls[0].label)
         if record.error is not None:
             last_error = record.error
             reference.dropped["eager raises"] += 1
             continue
-        reference.trials.append(Trial(calls, record, calls[0].kind, calls[0].label))
+        reference.trials.append(Trial(calls, record, calls[0].kind, calls[0].label, taken=taken))
         accepted += 1
     if accepted == 0 and tried:
         reference.invalid = _all_dropped(reference, tried, last_error)

@@ -62,14 +62,19 @@ class Test:
     size: bool
     loop: Site | None = None
 
+    @property
+    def level(self) -> float:
+        """The margin as a number; infinite where there is none."""
+        return math.inf if self.margin is None else float(self.margin.detach())
+
 
 @dataclass(frozen=True, eq=False)
 class Number:
-    """One number taken out of a tensor: where, its value, and its value with a gradient."""
+    """One number taken out of a tensor: where, its value, and where that comes from."""
 
     site: Site
     value: Any
-    real: torch.Tensor | None
+    origin: Origin | None
     size: bool
 
 
@@ -85,6 +90,7 @@ class Followed:
         lookups: tables that were read by index.
         record: what the run gave.
         loops: iterables of `for` loops that depend on the input.
+        codes: code of the user's functions.
     """
 
     tests: list[Test] = field(default_factory=list)
@@ -93,6 +99,7 @@ class Followed:
     leaves: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
     lookups: list[Lookup] = field(default_factory=list)
     loops: list[Site] = field(default_factory=list)
+    codes: list[types.CodeType] = field(default_factory=list)
     record: Record | None = None
 
     def test(self, site: Site, nth: int = 0) -> Test | None:
@@ -181,8 +188,11 @@ class _Followed:
         self._calls += 1
         with self._twins, torch.inference_mode(mode=False):
             self._twins.cover(self._space.model)
-            with self.mode:
-                return self._space.model(*call.args, **call.kwargs)
+            try:
+                with self.mode:
+                    return self._space.model(*call.args, **call.kwargs)
+            finally:
+                self._followed.codes = self._twins.codes()
 
     def _with_leaves(self, call: Call) -> Call:
         """The call with every number that may vary as a leaf of autograd's graph."""
@@ -238,7 +248,7 @@ class _Followed:
         if site in self._force:
             return self._force[site]
         size = tracked.is_size(made)
-        self._followed.numbers.append(Number(site, tracked.plain(made), _real(made), size))
+        self._followed.numbers.append(Number(site, tracked.plain(made), getattr(made, "origin", None), size))
         return made
 
     # --- the runtime of twins -----------------------------------------------------------------------------------
@@ -503,11 +513,6 @@ def _plainly(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _negative(margin: torch.Tensor | None) -> torch.Tensor | None:
     return None if margin is None else -margin
-
-
-def _real(value: Any) -> torch.Tensor | None:
-    found = tracked.real_of(value)
-    return found if isinstance(found, torch.Tensor) else None
 
 
 def _at(named: Mapping[str, Any], path: str) -> Any:

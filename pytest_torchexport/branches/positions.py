@@ -55,15 +55,20 @@ class Loop:
     """Where an iteration begins: the target of a `for`, the body of a `while`."""
     leaves_early: bool
     """It can end otherwise than by its test or iterable, by a return or by an exception that leaves the function."""
-    endless: bool = False
-    """A `while` whose test is a constant."""
-    asynchronous: bool = False
+    iterates: bool = True
+    """It is a `for` that is not asynchronous."""
+    by_arrival: bool = False
+    """No jump tells of an iteration, only that execution comes to its beginning: `while True`, `async for`."""
     truths: Mapping[tuple[Site, bool], bool] = field(default_factory=dict)
     """For a `while`: what the outcome of a leaf means for the whole test, where it settles it."""
 
     def holds(self, position: Position) -> bool:
         """Whether code at the position runs as part of an iteration."""
         return _within(position, self.span) and not any(_within(position, part) for part in self.without)
+
+    def is_over(self, position: Position) -> bool:
+        """Whether the position is that of the iterable: the instruction there that ends an `async for`."""
+        return position == (self.site.line, self.site.column, self.site.end_line, self.site.end_column)
 
 
 class Decisions:
@@ -181,7 +186,7 @@ class Decisions:
         if isinstance(node, ast.For | ast.AsyncFor | ast.While):
             self._add_loop(node, owner, position_of(node), leaves_early=guarded or _breaks(node.body))
         elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-            for clause in node.generators:
+            for clause in (clause for clause in node.generators if not clause.is_async):
                 self._add_loop(clause, owner, position_of(node), leaves_early=guarded)
 
     def _add_loop(self, node: LoopNode, owner: tuple[str, int], span: Position, *, leaves_early: bool) -> None:
@@ -194,7 +199,8 @@ class Decisions:
                 _span(node.orelse),
                 position_of(node.body[0])[:2],
                 leaves_early,
-                endless=is_constant(node.test),
+                iterates=False,
+                by_arrival=is_constant(node.test),
                 truths={
                     (self.source.condition(leaf), outcome): truth
                     for leaf in leaves_of(node.test)
@@ -204,13 +210,11 @@ class Decisions:
             )
         else:
             without: tuple[Position, ...] = ()
-            asynchronous = isinstance(node, ast.AsyncFor)
-            if isinstance(node, ast.comprehension):
-                asynchronous = bool(node.is_async)
-            else:
+            if not isinstance(node, ast.comprehension):
                 without = (position_of(node.iter), *_span(node.orelse))
             first = position_of(node.target)[:2]
-            found = Loop(site, owner, span, without, first, leaves_early, asynchronous=asynchronous)
+            later = isinstance(node, ast.AsyncFor)
+            found = Loop(site, owner, span, without, first, leaves_early, iterates=not later, by_arrival=later)
             self._targets[first] = found
         self.loops.append(found)
 

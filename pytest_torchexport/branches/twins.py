@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pytest_torchexport.branches.bytecode import plan_of
 from pytest_torchexport.branches.instrument import RELAY, Runtime, twin_of
 
 
@@ -34,6 +35,10 @@ class Twins:
         for function, code in self._swapped.items():
             function.__code__ = code
         self._swapped.clear()
+
+    def codes(self) -> list[types.CodeType]:
+        """The code of the functions that have a twin now."""
+        return list(self._swapped.values())
 
     def cover(self, model: Any) -> None:
         """Swap the functions of a model: of every module in it, since torch calls those by itself."""
@@ -85,6 +90,20 @@ class Twins:
             if twin is not None:
                 self._swapped[one] = one.__code__
                 one.__code__ = twin
+
+
+def decides(model: Any, is_users: Callable[[str], bool]) -> bool:
+    """Whether the functions of a model hold any decision at all, whatever it depends on."""
+    modules = model.modules() if isinstance(model, torch.nn.Module) else [model]
+    kinds = {type(module) if not isinstance(module, types.FunctionType) else module for module in modules}
+    for kind in kinds:
+        values = [kind] if isinstance(kind, types.FunctionType) else [v for b in kind.__mro__ for v in vars(b).values()]
+        for value in values:
+            for function in _functions(value):
+                codes = [one.__code__ for one in _layers(function)]
+                if any(is_users(code.co_filename) and plan_of(code) is not None for code in codes):
+                    return True
+    return False
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:

@@ -68,7 +68,9 @@ def _of_signature(model: Callable[..., Any], example: Call, variables: Variables
 
 
 def _is_declared(path: str, variables: Variables) -> bool:
-    return any(item.declared and below(place, path) for item in variables.items for place in item.paths)
+    places = [place for item in variables.items if item.declared for place in item.paths]
+    places += [place for place, told in variables.absent.items() if told]
+    return any(below(place, path) for place in places)
 
 
 def _of_parts(model: Callable[..., Any], variables: Variables) -> Iterator[Option]:
@@ -115,6 +117,29 @@ def _told(annotation: Any, default: Any) -> list[Any]:
     if not found and isinstance(default, enum.Enum):
         found = list(type(default))
     return found
+
+
+def with_key(nodes: Mapping[str, Any], path: str, value: Any, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The dict that lacks the path, by its own path, with the key and the order that the example has; empty if none."""
+    for place, pattern in usual.items():
+        lacking = nodes.get(place)
+        if isinstance(pattern, dict) and isinstance(lacking, dict):
+            for (step, _), key in zip(containers.children(pattern) or [], pattern, strict=True):
+                if place + step == path:
+                    made = lacking | {key: value}
+                    ordered = [one for one in pattern if one in made]
+                    return {place: {one: made[one] for one in dict.fromkeys([*ordered, *made])}}
+    return {}
+
+
+def without_key(nodes: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The dict that holds the path, by its own path, without the key; empty if none does."""
+    for place, value in nodes.items():
+        if isinstance(value, dict):
+            for (step, _), key in zip(containers.children(value) or [], value, strict=True):
+                if place + step == path:
+                    return {place: {one: part for one, part in value.items() if one != key}}
+    return {}
 
 
 def _field_hints(kind: type) -> Mapping[str, Any]:

@@ -61,7 +61,9 @@ def _effort(number: float, whole: bool) -> tuple[int, float, bool]:  # noqa: FBT
 
 
 def _around(size: float, digits: int) -> list[float]:
-    """The size rounded to so many digits, and the next such number above it."""
+    """The size rounded to so many digits: such numbers just below and above."""
     step = 10.0 ** (math.floor(math.log10(size)) - (digits - 1))
-    above = math.ceil(size / step) * step
-    return [float(f"{size:.{digits}g}"), float(f"{above:.{digits}g}")]
+    below = math.floor(size / step)
+    # With one digit a number may go down step by step: 7, 6, 5. With more it would go on below 1 for ever.
+    steps = [below - 1] * (digits == 1) + [below, below + 1]
+    return [float(f"{one * step:.{digits}g}") for one in steps if one > 0]

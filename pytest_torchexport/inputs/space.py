@@ -10,7 +10,7 @@ import torch
 
 from pytest_torchexport.inputs.derive import derive, refit
 from pytest_torchexport.inputs.limits import Limits, Numbers, can_move
-from pytest_torchexport.inputs.options import LEFT_OUT, options
+from pytest_torchexport.inputs.options import LEFT_OUT, options, with_key, without_key
 from pytest_torchexport.inputs.shapes import root_of
 from pytest_torchexport.inputs.sizes import Sizes, Symbol
 from pytest_torchexport.inputs.values import Want, as_numbers, can_vary, dense, dense_shape, generator, like
@@ -176,31 +176,25 @@ class Space:
 
         An argument that the call does not pass is passed by keyword.
         """
-        named = self.named(call)
+        nodes = nodes_of(self.named(call))
+        is_argument = "[" not in path and "." not in path
         if value is LEFT_OUT:
-            return self._without(call, named, path, label)
-        at = {path: value}
-        nodes = nodes_of(named)
-        now = nodes.get(path)
-        if isinstance(now, torch.Tensor) and isinstance(value, torch.Tensor):
-            at = {place: value for place, part in nodes.items() if part is now}
-        if path not in nodes and "[" not in path and "." not in path:
+            if is_argument:
+                return self._not_passed(call, path, label)
+            return self._made(call, without_key(nodes, path), label)
+        now = nodes.get(path, LEFT_OUT)
+        if now is LEFT_OUT and is_argument:
             return rebind(self.model, call, bind(self.model, call) | {path: value}, "branch", label)
-        return self._made(call, at, label)
+        if now is LEFT_OUT:
+            return self._made(call, with_key(nodes, path, value, nodes_of(self.named(self.example))), label)
+        if isinstance(now, torch.Tensor) and isinstance(value, torch.Tensor):
+            return self._made(call, {place: value for place, part in nodes.items() if part is now}, label)
+        return self._made(call, {path: value}, label)
 
-    def _without(self, call: Call, named: Mapping[str, Any], path: str, label: str) -> Call:
-        if path in named:
-            kwargs = {name: value for name, value in call.kwargs.items() if name != path}
-            names = positional_names(self.model, call)
-            args = call.args[: names.index(path)] if names[-1:] == [path] else call.args
-            return Call(args, kwargs, "branch", label)
-        for place, value in nodes_of(named).items():
-            steps = [step for step, _ in containers.children(value) or []]
-            if isinstance(value, dict) and path.startswith(place) and path[len(place) :] in steps:
-                kept = {key: part for key, part, step in zip(value, value.values(), steps, strict=True)
-                        if place + step != path}  # fmt: skip
-                return self._made(call, {place: kept}, label)
-        return self._made(call, {}, label)
+    def _not_passed(self, call: Call, path: str, label: str) -> Call:
+        kwargs = {name: value for name, value in call.kwargs.items() if name != path}
+        args = call.args[:-1] if positional_names(self.model, call)[-1:] == [path] else call.args
+        return Call(args, kwargs, "branch", label)
 
     # --- sizes --------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,10 @@ class Snapshot:
             if name not in now or name not in self.values or not identical(self.values[name], now[name])
         }
 
+    def live(self) -> dict[str, torch.Tensor]:
+        """The tensors of the state by name, as they are now, not copies."""
+        return {name: value for name, value in _entries(self.model).items() if isinstance(value, torch.Tensor)}
+
     def tensors(self) -> list[torch.Tensor]:
         """The live tensors that `restore` writes to: an output which shares memory with one has to be copied."""
         return list(self._tensors.values())

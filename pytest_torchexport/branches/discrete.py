@@ -1,0 +1,240 @@
+"""Inputs to try where no gradient leads on: options, sizes, constants of the code, special numbers, repeated calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, zip_longest
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_torchexport.inputs.constants import around
+from pytest_torchexport.subject import containers
+
+if TYPE_CHECKING:
+    from pytest_torchexport.inputs.limits import Numbers
+    from pytest_torchexport.inputs.space import Space
+    from pytest_torchexport.subject.call import Call
+
+Calls = tuple["Call", ...]
+Candidate = tuple[str, Calls]
+"""What is particular, and the input."""
+
+_CONSTANTS = 24
+"""Constants of the code that are tried in each integer tensor."""
+_REPEATS = 17
+"""Calls in a row that fill most caches of a test's size and pass most counters."""
+
+
+def candidates(
+    space: Space, base: Calls, constants: list[Any], generator: torch.Generator, *, stateful: bool
+) -> Iterator[Candidate]:
+    """Inputs made from one input, the likeliest first; of each kind some, in turns.
+
+    Args:
+        space: what may vary.
+        base: the input that they are made from.
+        constants: of the user's code, the likeliest first.
+        generator: the source of chance.
+        stateful: whether the model's state changes from call to call.
+    """
+    sources: list[Iterable[Candidate]] = [
+        _options(space, base),
+        _sizes(space, base, constants),
+        _integers(space, base, constants, generator),
+        _masks(space, base, generator),
+        _floats(space, base, constants, generator),
+        _pairs(space, base),
+        _sequences(space, base, generator) if stateful else (),
+        _wholes(space, base),
+    ]
+    # Options are few and decide most: all of them first.
+    yield from sources[0]
+    for turn in zip_longest(*(iter(source) for source in sources[1:])):
+        yield from (one for one in turn if one is not None)
+
+
+def _on_each(space: Space, base: Calls, path: str, values: torch.Tensor) -> Calls:
+    """The input with the values at the path in every call."""
+    return tuple(
+        space.with_values(call, {path: values}, "") if path in space.numbers(call) else call for call in base
+    )
+
+
+def _options(space: Space, base: Calls) -> Iterator[Candidate]:
+    for path, values in space.alternatives().items():
+        for value in values:
+            made = tuple(space.with_alternative(call, path, value, "") for call in base)
+            yield f"{path} = {containers.describe(value)}", made
+
+
+def _sizes(space: Space, base: Calls, constants: list[Any]) -> Iterator[Candidate]:
+    symbols = space.sizes()
+    if not symbols:
+        return
+    known = [int(c) for c in constants if isinstance(c, (int, float)) and not isinstance(c, bool) and c == int(c)]
+    wanted: dict[str, list[int]] = {}
+    for name, symbol in symbols.items():
+        now = space.sizes_of(base[0]).get(name, symbol.example)
+        sizes = [now + 1, symbol.low, symbol.high, now - 1, 1, 2, 3]
+        sizes += [c + d for c in known[:_CONSTANTS] for d in (0, 1, -1)]
+        sizes += [2 * now, now // 2, now + 2, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 64, 65, 128]
+        sizes += [c * k for c in known[:8] for k in (2, 3) if c > 0]
+        fitting = dict.fromkeys(s for s in sizes if symbol.low <= s <= symbol.high and s != now)
+        wanted[name] = list(fitting)
+    groups: dict[str, list[str]] = {}
+    for name, symbol in symbols.items():
+        groups.setdefault(symbol.tied, []).append(name)
+    for row in zip_longest(*(wanted[name] for name in symbols)):
+        for names in groups.values():
+            sizes_of = {name: size for name, size in zip(symbols, row, strict=True) if name in names and size}
+            if sizes_of:
+                tied = dict.fromkeys(names, next(iter(sizes_of.values())))
+                for sizes in [tied] if len(names) == 1 else [tied, sizes_of]:
+                    made = tuple(space.resized(call, sizes, "") for call in base)
+                    yield ", ".join(f"{n} = {s}" for n, s in sizes.items()), made
+
+
+def _leaves(space: Space, base: Calls, wanted: Callable[[Numbers], bool]) -> list[tuple[str, Numbers]]:
+    return [(path, one) for path, one in space.numbers(base[0]).items() if wanted(one) and one.value.numel()]
+
+
+def _integers(space: Space, base: Calls, constants: list[Any], generator: torch.Generator) -> Iterator[Candidate]:
+    """Constants of the code in integer arguments: everywhere, at the ends, in a row, in one place."""
+    leaves = _leaves(space, base, lambda one: one.integral and not one.boolean)
+    known = [c for c in constants if isinstance(c, (int, float)) and not isinstance(c, bool) and c == int(c)]
+    tried: dict[str, set[float]] = {}
+    for near in range(2):
+        for constant in [*known[:_CONSTANTS], 0, 1, -1, 2]:
+            for value in [constant] if near == 0 else around(int(constant))[1:]:
+                for path, one in leaves:
+                    low, high = one.reach
+                    if not isinstance(value, (int, float)) or not low <= value <= high:
+                        continue
+                    if value in tried.setdefault(path, set()):
+                        continue
+                    tried[path].add(value)
+                    for what, values in _placements(one.value, float(value), generator):
+                        yield f"{path}: {what} {int(value)}", _on_each(space, base, path, values)
+    for path, one in leaves:
+        yield from _orders(space, base, path, one)
+
+
+def _placements(
+    value: torch.Tensor, constant: float, generator: torch.Generator
+) -> Iterator[tuple[str, torch.Tensor]]:
+    now = value.detach().to("cpu", torch.float64)
+    yield "all", torch.full_like(now, constant)
+    if now.numel() == 1:
+        return
+    for what, index in (("last", (..., -1)), ("first", (..., 0))):
+        made = now.clone()
+        made[index] = constant
+        yield what, made
+    if now.dim() > 1:
+        made = now.clone()
+        made[-1] = constant
+        yield "last row", made
+        made = now.clone()
+        made.reshape(-1)[-1] = constant
+        yield "last element", made
+    made = now.clone()
+    made.reshape(-1)[int(torch.randint(now.numel(), (), generator=generator))] = constant
+    yield "one element", made
+
+
+def _orders(space: Space, base: Calls, path: str, one: Numbers) -> Iterator[Candidate]:
+    now = one.value.detach().to("cpu", torch.float64)
+    if now.dim() == 0 or now.numel() < 2:
+        return
+    yield f"{path}: sorted", _on_each(space, base, path, now.sort(-1).values)
+    yield f"{path}: sorted down", _on_each(space, base, path, now.sort(-1, descending=True).values)
+    yield f"{path}: equal rows", _on_each(space, base, path, now[..., :1].expand_as(now))
+    ramp = torch.arange(now.numel(), dtype=torch.float64).reshape(now.shape)
+    yield f"{path}: all different", _on_each(space, base, path, ramp)
+    if one.high != math.inf:
+        yield f"{path}: largest", _on_each(space, base, path, torch.full_like(now, one.high))
+
+
+def _masks(space: Space, base: Calls, generator: torch.Generator) -> Iterator[Candidate]:
+    leaves = _leaves(space, base, lambda one: one.boolean)
+    for turn in range(8):
+        for path, one in leaves:
+            now = one.value.detach().to("cpu", torch.float64)
+            if now.numel() == 1 and turn < 2:
+                yield f"{path} = {bool(turn)}", _on_each(space, base, path, torch.full_like(now, float(turn)))
+            elif now.numel() > 1:
+                what, made = _mask(now, turn, generator)
+                yield f"{path}: {what}", _on_each(space, base, path, made)
+
+
+def _mask(now: torch.Tensor, turn: int, generator: torch.Generator) -> tuple[str, torch.Tensor]:
+    full = torch.ones_like(now)
+    made = full.clone() if turn % 2 else torch.zeros_like(now)
+    what = ("all False", "all True", "one row", "all but one row", "one column", "all but one column", "one", "most")[turn]
+    if turn in (2, 3):
+        made[0] = 1 - made[0]
+    elif turn in (4, 5):
+        made[..., 0] = 1 - made[..., 0]
+    elif turn == 6:
+        made.reshape(-1)[int(torch.randint(now.numel(), (), generator=generator))] = 1
+    elif turn == 7:
+        made = (torch.rand(now.shape, generator=generator) < 0.9).to(now)
+    return what, made
+
+
+def _floats(space: Space, base: Calls, constants: list[Any], generator: torch.Generator) -> Iterator[Candidate]:
+    """Numbers that calculations stumble over, and constants of the code."""
+    leaves = _leaves(space, base, lambda one: not one.integral)
+    known = [float(c) for c in constants if isinstance(c, (int, float)) and not isinstance(c, bool)]
+    for path, one in leaves:
+        now = one.value.detach().to("cpu", torch.float64)
+        open_ended = one.low == -math.inf and one.high == math.inf
+        if open_ended:
+            for what, value in (("NaN", math.nan), ("infinite", math.inf), ("minus infinite", -math.inf)):
+                made = now.clone()
+                made.reshape(-1)[int(torch.randint(now.numel(), (), generator=generator))] = value
+                yield f"{path}: one element {what}", _on_each(space, base, path, made)
+        for what, factor in (("zeros", 0.0), ("huge", 1e30), ("tiny", 1e-30), ("negated", -1.0)):
+            yield f"{path}: {what}", _on_each(space, base, path, now * factor)
+        if open_ended:
+            yield f"{path}: all NaN", _on_each(space, base, path, torch.full_like(now, math.nan))
+            yield f"{path}: largest", _on_each(space, base, path, torch.sign(now + 1e-30) * 3e38)
+        if now.dim() and now.shape[-1] > 1:
+            yield f"{path}: equal columns", _on_each(space, base, path, now[..., :1].expand_as(now))
+        if now.dim() and now.shape[0] > 1:
+            yield f"{path}: equal rows", _on_each(space, base, path, now[:1].expand_as(now))
+            made = now.clone()
+            made[0] = 0
+            yield f"{path}: first row zeros", _on_each(space, base, path, made)
+        for constant in known[:8]:
+            yield f"{path}: all {constant:g}", _on_each(space, base, path, torch.full_like(now, constant))
+        for what, factor in (("x 10", 10.0), ("x 0.1", 0.1), ("x 100", 100.0), ("x 0.01", 0.01)):
+            yield f"{path}: {what}", _on_each(space, base, path, now * factor)
+        # Ordered and repeated values, signs alone.
+        yield f"{path}: sorted", _on_each(space, base, path, now.sort(-1).values if now.dim() else now)
+        yield f"{path}: absolute", _on_each(space, base, path, now.abs())
+        yield f"{path}: minus absolute", _on_each(space, base, path, -now.abs())
+
+
+def _pairs(space: Space, base: Calls) -> Iterator[Candidate]:
+    """One argument a copy of another, where they have the same shape."""
+    numbers = space.numbers(base[0])
+    for path, one in numbers.items():
+        for other, two in numbers.items():
+            if path != other and one.value.shape == two.value.shape and one.value.numel():
+                yield f"{path} = {other}", _on_each(space, base, path, two.value.detach().to("cpu", torch.float64))
+
+
+def _sequences(space: Space, base: Calls, generator: torch.Generator) -> Iterator[Candidate]:
+    """The same call again and again, and different ones in a row."""
+    del space, generator
+    for length in (2, 3, 5, 9, _REPEATS):
+        if length > len(base):
+            yield f"{length} calls in a row", tuple(islice((call for _ in range(length) for call in base), length))
+
+
+def _wholes(space: Space, base: Calls) -> Iterator[Candidate]:
+    for call in space.wholes("branches", 16, base[0]):
+        yield call.label, (call, *base[1:])

@@ -1,0 +1,147 @@
+"""One step of the input that moves some margins by wanted amounts: the shortest that does, within the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from pytest_torchexport.inputs.limits import Numbers
+
+Key = tuple[int, str]
+"""Which call of the sequence, from 0, and which leaf in it."""
+Gradient = Mapping[Key, torch.Tensor]
+
+_TOO_FAR = 1e6
+"""A step of more than this many times the input's own magnitude follows a gradient that has vanished."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A margin's gradient, and by how much it should change."""
+
+    gradient: Gradient
+    change: float
+
+
+def step(numbers: Mapping[Key, Numbers], wishes: Sequence[Wish]) -> dict[Key, torch.Tensor] | None:
+    """New values of the leaves for which, as far as gradients tell, each margin changes as wished.
+
+    Args:
+        numbers: the leaves as they are, with their limits.
+        wishes: the first is the one that counts; the others are to be kept as well as possible.
+
+    Returns:
+        The leaves that change, float64 and within their limits; None if nothing helps.
+    """
+    floats = {key: one for key, one in numbers.items() if not one.integral and _moves(wishes[0], key)}
+    if floats:
+        found = _shortest(floats, wishes)
+        if found is not None:
+            return found
+    whole = {key: one for key, one in numbers.items() if one.integral and _moves(wishes[0], key)}
+    return _whole_steps(whole, wishes) if whole else None
+
+
+def _moves(wish: Wish, key: Key) -> bool:
+    gradient = wish.gradient.get(key)
+    return gradient is not None and bool(gradient.isfinite().all()) and bool((gradient != 0).any())
+
+
+def _shortest(numbers: Mapping[Key, Numbers], wishes: Sequence[Wish]) -> dict[Key, torch.Tensor] | None:
+    """The least-squares step, taken again from the limits that it runs into."""
+    rows = [_row(wish, numbers) for wish in wishes]
+    now = {key: one.value.detach().to("cpu", torch.float64) for key, one in numbers.items()}
+    start = dict(now)
+    free = {key: torch.ones_like(value, dtype=torch.bool) for key, value in now.items()}
+    for _ in range(5):
+        left = torch.tensor(
+            [w.change - _dot(row, {k: now[k] - start[k] for k in now}) for w, row in zip(wishes, rows, strict=True)],
+            dtype=torch.float64,
+        )
+        direction = _solve([{k: g * free[k] for k, g in row.items()} for row in rows], left)
+        if direction is None:
+            break
+        cut = False
+        for key, one in numbers.items():
+            wanted = now[key] + direction[key]
+            held = wanted.clamp(one.low, one.high)
+            stopped = (held != wanted) & free[key]
+            cut |= bool(stopped.any())
+            free[key] &= ~stopped
+            now[key] = held
+        if not cut:
+            break
+    moved = {key: now[key] for key in now if not torch.equal(now[key], start[key])}
+    scale = max((_rms(value) for value in start.values()), default=0.0)
+    size = max((_rms(moved[key] - start[key]) for key in moved), default=0.0)
+    return moved if moved and size <= _TOO_FAR * (scale + 1) else None
+
+
+def _row(wish: Wish, numbers: Mapping[Key, Numbers]) -> dict[Key, torch.Tensor]:
+    empty = {key: torch.zeros(one.value.shape, dtype=torch.float64) for key, one in numbers.items()}
+    given = {k: g.detach().to("cpu", torch.float64).nan_to_num(0, 0, 0) for k, g in wish.gradient.items() if k in empty}
+    return empty | given
+
+
+def _dot(one: Mapping[Key, torch.Tensor], other: Mapping[Key, torch.Tensor]) -> float:
+    return sum(float((one[key] * other[key]).sum()) for key in one)
+
+
+def _solve(rows: Sequence[Mapping[Key, torch.Tensor]], changes: torch.Tensor) -> dict[Key, torch.Tensor] | None:
+    gram = torch.tensor([[_dot(a, b) for b in rows] for a in rows], dtype=torch.float64)
+    if not gram[0, 0] > 0:
+        return None
+    ridge = 1e-12 * gram.diagonal().max() * torch.eye(len(rows), dtype=torch.float64)
+    weights = torch.linalg.lstsq(gram + ridge, changes.unsqueeze(1)).solution.squeeze(1)
+    if not weights.isfinite().all():
+        return None
+    return {key: sum(w * row[key] for w, row in zip(weights, rows, strict=True)) for key in rows[0]}  # type: ignore[misc]
+
+
+def _whole_steps(numbers: Mapping[Key, Numbers], wishes: Sequence[Wish]) -> dict[Key, torch.Tensor] | None:
+    """Change one whole number after the other, the most effective first, until the change is reached."""
+    row = _row(wishes[0], numbers)
+    others = [_row(wish, numbers) for wish in wishes[1:]]
+    left = wishes[0].change
+    flat: list[tuple[float, Key, int]] = []
+    for key, gradient in row.items():
+        for index in gradient.reshape(-1).abs().topk(min(gradient.numel(), 256)).indices.tolist():
+            slope = float(gradient.reshape(-1)[index])
+            harm = sum(abs(float(other[key].reshape(-1)[index])) for other in others)
+            flat.append((abs(slope) / (1 + harm), key, index))
+    made: dict[Key, torch.Tensor] = {}
+    for _, key, index in sorted(flat, key=lambda one: (-one[0], one[1], one[2])):
+        slope = float(row[key].reshape(-1)[index])
+        if slope == 0 or left == 0:
+            break
+        low, high = numbers[key].reach
+        values = made.get(key, numbers[key].value.detach().to("cpu", torch.float64).clone())
+        now = float(values.reshape(-1)[index])
+        wanted = left / slope
+        whole = min(max(now + _outwards(wanted), low), high)
+        if whole == now:
+            continue
+        values = values.reshape(-1).clone()
+        values[index] = whole
+        made[key] = values.reshape(numbers[key].value.shape)
+        done = (whole - now) * slope
+        if abs(done) >= abs(left) - 1e-9:
+            break
+        left -= done
+    return made or None
+
+
+def _outwards(value: float) -> float:
+    """The whole number nearest to the value that is not smaller in size; a hair above a whole one counts as it."""
+    size = abs(value)
+    near = round(size)
+    whole = near if abs(size - near) < 1e-3 and near else int(size) + 1
+    return whole if value > 0 else -whole
+
+
+def _rms(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt()) if values.numel() else 0.0
