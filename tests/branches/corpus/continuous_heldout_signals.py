@@ -233,6 +233,7 @@ CASES.append(
             Truth("horizon > 0.3", true=lambda: call(_halves(0.8, 0.2)), false=EXAMPLE),
             Truth("key != 0.5", true=lambda: call(_halves(0.8, 0.2)), false=lambda: call(_halves(0.9, 0.5))),
         ],
+        effort="hard",
         wrong={"trace": "horizon > 0.3", "onnx-torchscript": "horizon > 0.3", "export": "refused", "onnx": "refused"},
         right=("script", "compile"),
     )
