@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_torchexport.branches.follow import Runner
-    from pytest_torchexport.branches.watch import Taken
+    from pytest_torchexport.branches.observation import Taken
     from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.plan import Plan
 

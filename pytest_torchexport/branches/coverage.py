@@ -11,7 +11,7 @@ from pytest_torchexport.outcome import BranchCoverage, BranchOutcome, Decision, 
 from pytest_torchexport.subject.source import locate
 
 if TYPE_CHECKING:
-    from pytest_torchexport.branches.watch import Taken
+    from pytest_torchexport.branches.observation import Taken
 
 OTHER = "other"
 """Of a loop or a number: any count or value but the example's."""

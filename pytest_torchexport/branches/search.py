@@ -16,7 +16,7 @@ from pytest_torchexport.branches.flip import Goal, flip
 from pytest_torchexport.branches.follow import Followed, Runner, follow
 from pytest_torchexport.branches.sites import Kind, Site
 from pytest_torchexport.branches.twins import decides
-from pytest_torchexport.branches.watch import Observation, Taken, Watch
+from pytest_torchexport.branches.observation import Observation, Observing, Taken
 from pytest_torchexport.inputs.constants import mine
 from pytest_torchexport.inputs.space import Space
 
@@ -110,7 +110,7 @@ class Search:
         return observation
 
     def _watch(self, calls: Calls) -> Observation:
-        watch = Watch(self.is_users, numbers=True)
+        watch = Observing(self.is_users, numbers=True)
         record = self.runner(calls, mode=watch)
         self.changing |= set(record.state or ())
         return Observation(record, watch.taken, watch.path)

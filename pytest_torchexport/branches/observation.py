@@ -1,0 +1,101 @@
+"""One observed run: what it did, and which outcomes of which decisions it took. Nothing in the run is changed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch.overrides import TorchFunctionMode
+
+from pytest_torchexport.branches.observe import Observer
+from pytest_torchexport.branches.sites import Kind, Site, source_of
+
+if TYPE_CHECKING:
+    from pytest_torchexport.subject.run import Record
+
+Taken = dict[Site, Any]
+"""By decision: the set of truth values (conditions, exceptions), or the tuple of counts or values in order."""
+
+_VALUES = 64
+"""Counts and values that are kept of one decision."""
+
+
+@dataclass
+class Observing(AbstractContextManager["Observing"]):
+    """Entered around each call of a run.
+
+    Args:
+        is_users: whether the code of a file counts as the user's.
+        numbers: whether numbers that are taken out of tensors are noted as well.
+    """
+
+    is_users: Callable[[str], bool]
+    numbers: bool = False
+    taken: Taken = field(default_factory=dict)
+    path: list[tuple[Site, bool]] = field(default_factory=list)
+
+    def __enter__(self) -> Observing:
+        self._numbers = _NumberMode(self.is_users) if self.numbers else None
+        if self._numbers is not None:
+            self._numbers.__enter__()
+        self._observer = Observer(self.is_users)
+        self._observer.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._observer.__exit__(*details)
+        if self._numbers is not None:
+            self._numbers.__exit__(*details)
+            self._add(self._numbers.seen)
+        self._add(self._observer.events)
+
+    def _add(self, events: Iterable[tuple[Site, Any]]) -> None:
+        for site, outcome in events:
+            if site.kind in (Kind.CONDITION, Kind.EXCEPTION):
+                self.taken.setdefault(site, set()).add(bool(outcome))
+                if site.kind is Kind.CONDITION:
+                    self.path.append((site, bool(outcome)))
+            elif len(now := self.taken.get(site, ())) < _VALUES:
+                self.taken[site] = (*now, outcome)
+
+
+@dataclass
+class Observation:
+    """A run under observation: its record, and what it took."""
+
+    record: Record
+    taken: Taken
+    path: list[tuple[Site, bool]]
+
+
+class _NumberMode(TorchFunctionMode):
+    """Notes numbers that the user's code takes out of tensors, and hands everything on as it is."""
+
+    def __init__(self, is_users: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._is_users = is_users
+        self.seen: list[tuple[Site, str]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _TAKES and len(self.seen) < 10_000:
+            site = self._where()
+            if site is not None:
+                self.seen.append((site, repr(value)))
+        return value
+
+    def _where(self) -> Site | None:
+        frame = sys._getframe(2)  # noqa: SLF001 there is no other way to the caller
+        if not self._is_users(frame.f_code.co_filename):
+            return None
+        source = source_of(frame.f_code.co_filename)
+        positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+        if source is None or positions[1] is None or positions[3] is None:
+            return None
+        return source.numbers_at(positions[1], positions[3])
+
+
+_TAKES = frozenset(("item", "tolist", "__float__", "__int__", "__index__"))
