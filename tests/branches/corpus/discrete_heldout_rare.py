@@ -55,13 +55,14 @@ CASES.append(
                 false=EXAMPLE,
             ),
         ],
+        effort="hard",
         wrong={
             "trace": "depth.min() < 0",
             "onnx-torchscript": "depth.min() < 0",
             "export": "refused",
             "onnx": "refused",
         },
-        right=("script",),
+        right=("script", "compile"),
     )
 )
 

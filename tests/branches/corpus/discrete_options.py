@@ -1,4 +1,4 @@
-"""Branching modules over arguments: optional tensors, flags, modes, tasks, dictionaries, lists, numbers of steps."""
+"""Modules that decide on arguments: optional tensors, flags, modes, tasks, dictionaries, lists, numbers of steps."""
 
 from __future__ import annotations
 

@@ -49,6 +49,7 @@ CASES.append(
                 false=EXAMPLE,
             )
         ],
+        effort="hard",
         wrong={
             "trace": "(opens & named).any()",
             "onnx-torchscript": "(opens & named).any()",

@@ -1,4 +1,4 @@
-"""Branching modules over selections and routing: boxes, experts, masks, levels, graphs with isolated nodes."""
+"""Modules that select and route: boxes, experts, masks, levels, graphs with isolated nodes."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ CASES.append(
             "export": "refused",
             "onnx": "refused",
         },
-        right=("script",),
+        right=("script", "compile"),
     )
 )
 

@@ -1,4 +1,4 @@
-"""Branching modules over sizes and state: parity, windows, chunks, caches that grow or fill, counters of calls."""
+"""Modules that decide on sizes and state: parity, windows, chunks, caches that grow or fill, counters of calls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES.append(
             "export": "refused",
             "onnx": "x.shape[1] % 2",
         },
-        right=("script",),
+        right=("script", "compile"),
     )
 )
 
@@ -204,7 +204,7 @@ CASES.append(
             "export": "refused",
             "onnx": "len(features) == 1",
         },
-        right=("script",),
+        right=("script", "compile"),
     )
 )
 
