@@ -13,6 +13,7 @@ from pytest_torchexport.inputs.derive import annotated, may_be_none
 from pytest_torchexport.inputs.variables import Variables, below, nodes_of
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, signature_of
+from pytest_torchexport.subject.equality import identical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -84,10 +85,21 @@ def _of_parts(model: Callable[..., Any], variables: Variables) -> Iterator[Optio
 
 
 def _of_keys(path: str, value: dict[Any, Any], hint: Any, variables: Variables) -> Iterator[Option]:
-    free: frozenset[str] = getattr(hint, "__optional_keys__", frozenset())
+    free = _optional_keys(hint)
     for (step, part), key in zip(containers.children(value) or [], value, strict=True):
         if key in free or variables.absent.get(path + step):
             yield path + step, LEFT_OUT, part
+
+
+def _optional_keys(hint: Any) -> set[str]:
+    """The keys that a `TypedDict` need not have; `__optional_keys__` misses those of annotations that are strings."""
+    if not typing.is_typeddict(hint):
+        return set()
+    told = _field_hints(hint, extras=True)
+    every = {name: typing.get_origin(one) for name, one in told.items()}
+    marked = {name for name, origin in every.items() if origin is typing.NotRequired}
+    needed = {name for name, origin in every.items() if origin is typing.Required}
+    return (marked | set(hint.__optional_keys__)) - needed
 
 
 def _of_fields(path: str, value: Any, variables: Variables) -> Iterator[Option]:
@@ -142,18 +154,16 @@ def without_key(nodes: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {}
 
 
-def _field_hints(kind: type) -> Mapping[str, Any]:
+def _field_hints(kind: type, *, extras: bool = False) -> Mapping[str, Any]:
     """The annotations of a container's fields; none if one cannot be resolved."""
     try:
-        return typing.get_type_hints(kind)
+        return typing.get_type_hints(kind, include_extras=extras)
     except Exception:  # noqa: BLE001 - whatever a user's annotation raises, it only costs the hint
         return {}
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return one is other
     try:
-        return type(one) is type(other) and bool(one == other)
+        return identical(one, other)
     except Exception:  # noqa: BLE001 - a user's value may refuse to be compared
         return one is other
