@@ -104,11 +104,12 @@ def around(value: Constant, dtype: torch.dtype = torch.float32) -> list[Constant
 
 @dataclass
 class _Found:
-    """Constants by rank, 0 the likeliest; the names that comparisons mention; all names of the code."""
+    """Constants by rank, 0 the likeliest; the names that comparisons mention; all names of the code; objects read."""
 
     by_rank: dict[int, dict[Constant, None]] = field(default_factory=dict)
     compared: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
+    read_already: dict[int, Any] = field(default_factory=dict)
 
     def add(self, rank: int, value: Any) -> None:
         """Add a constant, or those that a small collection or tensor holds."""
@@ -237,10 +238,8 @@ def _of_function(function: types.FunctionType, found: _Found) -> None:
     code = function.__code__
     defaults = function.__defaults__ or ()
     names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-    for name, value in zip(names, defaults, strict=True):
-        found.add_named(name, value, 4)
-    for name, value in (function.__kwdefaults__ or {}).items():
-        found.add_named(name, value, 4)
+    for name, value in [*zip(names, defaults, strict=True), *(function.__kwdefaults__ or {}).items()]:
+        _of_value(name, value, found, 4, 0)
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
             _of_value(name, cell.cell_contents, found, 4, 0)
@@ -318,8 +317,9 @@ def _of_value(name: str, value: Any, found: _Found, otherwise: int, depth: int) 
 
 def _of_object(name: str, value: Any, found: _Found, depth: int) -> None:
     """The entries of a dict or of a list, and the attributes of a configuration."""
-    if depth >= _DEEP:
+    if depth >= _DEEP or id(value) in found.read_already:
         return
+    found.read_already[id(value)] = value
     inside: Mapping[Any, Any]
     if isinstance(value, Mapping):
         inside = value
