@@ -82,6 +82,18 @@ class Domain(ABC):
             raise UsageError(msg)
 
 
+class Derived(Domain):
+    """A domain that nobody declared: it describes its example by construction."""
+
+    def __str__(self) -> str:
+        return "derived from the example"
+
+    def mismatch(self, example: Any) -> str | None:
+        """Nothing: the domain was made from the example."""
+        del example
+        return None
+
+
 def _kind(example: Any) -> str:
     if isinstance(example, torch.Tensor):
         return f"a {str(example.dtype).removeprefix('torch.')} tensor"

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pytest_torchexport.inputs.base import Domain, Span, constantly, is_int
+from pytest_torchexport.inputs.base import Derived, Domain, Span, constantly, is_int
+from pytest_torchexport.inputs.masks import Mask
 from pytest_torchexport.inputs.values import Special, Want, as_numbers, can_vary, dense
 from pytest_torchexport.subject.call import forward_of, signature_of
 
@@ -26,18 +27,6 @@ if TYPE_CHECKING:
 
 _SAMPLE = 1 << 20
 """Facts are read from at most this many elements."""
-
-
-class Derived(Domain):
-    """A domain that nobody declared: it describes its example by construction."""
-
-    def __str__(self) -> str:
-        return "derived from the example"
-
-    def mismatch(self, example: Any) -> str | None:
-        """Nothing: the domain was made from the example."""
-        del example
-        return None
 
 
 def annotated(model: Callable[..., Any]) -> dict[str, Any]:
@@ -81,12 +70,12 @@ def derive(example: Any, annotation: Any = None) -> Domain | None:
 
 def _of_tensor(numbers: torch.Tensor) -> Domain:
     if numbers.dtype is torch.bool:
-        return _Mask.of(numbers)
+        return Mask.of(numbers)
     if numbers.is_floating_point() or numbers.is_complex():
         return _Floats.of(numbers)
     plain = as_numbers(numbers)
     if plain.numel() and int(plain.max()) == 1 and int(plain.min()) >= 0:
-        return _Mask.of(numbers)
+        return Mask.of(numbers)
     return _Integers.of(numbers)
 
 
@@ -371,60 +360,3 @@ class _Integers(Derived):
 
 def _count(base: torch.Tensor) -> torch.Tensor:
     return torch.arange(base.numel(), dtype=base.dtype).reshape(base.shape)
-
-
-@dataclass(frozen=True)
-class _Mask(Derived):
-    """Flags, or integers that are only 0 and 1.
-
-    Attributes:
-        alive: every row of the example has a flag set.
-        padding: every row of the example is set up to some place and clear behind it, as the mask of a padded batch
-            is. A row of ones shows that only where the flags are integers, the form of attention masks.
-    """
-
-    alive: bool
-    padding: bool
-
-    @classmethod
-    def of(cls, example: torch.Tensor) -> _Mask:
-        flags = example != 0
-        if not example.dim() or not example.numel():
-            return cls(alive=False, padding=False)
-        falling = bool((flags[..., :-1] | ~flags[..., 1:]).all()) and bool(flags[..., 0].all())
-        shown = example.dtype is not torch.bool or not bool(flags.all())
-        return cls(alive=bool(flags.any(-1).all()), padding=falling and shown and example.shape[-1] > 2)
-
-    def span(self, example: Any) -> Span | None:
-        del example
-        return Span(0, 1, integral=True)
-
-    def random(self, example: Any, want: Want) -> Any:
-        shape = want.shape
-        if shape and shape[-1] and (self.padding or want.below(3) == 0):  # a prefix of each row
-            lengths = torch.randint(shape[-1] + 1, (*shape[:-1], 1), generator=want.generator)
-            flags = torch.arange(shape[-1]) < lengths
-        else:
-            flags = _rand(want, shape) < want.uniform(0.05, 0.95)
-        if self.alive and shape and shape[-1]:
-            flags[..., 0] |= ~flags.any(-1)
-        return flags.to(example.dtype)
-
-    def specials(self, example: Any) -> list[Special]:
-        def made(flags: Callable[[tuple[int, ...]], torch.Tensor]) -> Callable[[Want], Any]:
-            return lambda want: flags(want.shape).to(example.dtype)
-
-        half: list[Special] = [
-            ("first half set", made(lambda shape: _position(shape) < 0.5)),
-            ("last half set", made(lambda shape: _position(shape) >= 0.5)),
-            ("only the first set", made(lambda shape: _position(shape) <= 0)),
-        ]
-        names = ("all True", "all False") if example.dtype is torch.bool else ("ones", "zeros")
-        if self.padding:
-            return [(names[0], made(torch.ones)), half[0], half[2]]
-        return [(names[0], made(torch.ones)), *(half if example.dim() else []), (names[1], made(torch.zeros))]
-
-
-def _position(shape: tuple[int, ...]) -> torch.Tensor:
-    """Where each element stands in its row: from 0 to below 1."""
-    return (torch.arange(shape[-1]) / max(shape[-1], 1)).expand(shape)
