@@ -1,8 +1,10 @@
-"""How the observer comes to know what is executed: by trace functions, or by `sys.monitoring`. Standard library only."""
+"""How the observer comes to know what is executed: by `sys.monitoring` or by trace functions. Standard library only."""
 
 from __future__ import annotations
 
 import sys
+from collections import deque
+from itertools import repeat
 from threading import get_ident
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,47 +42,71 @@ def watch(recorder: Recorder) -> Watch:
 
 
 class Tracing:
-    """With `sys.settrace`, and `f_trace_opcodes` on the user's frames."""
+    """With `sys.settrace`, and `f_trace_opcodes` on the user's frames.
+
+    A tracer that is active already and written in Python is called in turn. One that is written in C takes over when it
+    is called: it pauses. coverage.py's counts calls and returns, so it has to hear of those returns that belong to
+    calls before the pause, and of the calls whose returns will come after it.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._before: Trace = None
         self._inner: Trace = None
         self._hook = self._call
+        self._stack: dict[FrameType, Trace] = {}
+        """The frames that a paused tracer knows, with what traced them."""
+        self._returned: set[FrameType] = set()
 
     def start(self) -> None:
-        before = self._before = sys.gettrace()
-        if before is not None and not callable(before):
-            msg = f"a tracer is active that cannot be put back: {type(before).__name__}"
+        """Begin."""
+        self._before = sys.gettrace()
+        if self._before is not None and not callable(self._before):
+            msg = f"a tracer is active that cannot be put back: {type(self._before).__name__}"
             self.recorder.fail(RuntimeError(msg))
             return
-        if _is_python(before):
-            self._inner = before
-        elif before is not None:
-            here = sys._getframe()
-            for frame in (
-                here,
-                here.f_back,
-            ):  # a C tracer counts frames, and is told only of returns from those that have it
-                if frame is not None and frame.f_trace is None:
-                    frame.f_trace = before
+        if self._before is None or _is_python(self._before):
+            self._inner = self._before
+        else:
+            frame: FrameType | None = sys._getframe()
+            while frame is not None:
+                self._stack[frame] = frame.f_trace
+                frame.f_trace = self._forward
+                frame = frame.f_back
         if sys.version_info >= (3, 12):
             sys._getframe().f_trace_opcodes = True  # 3.12 looks at this once, when a trace function is set
             sys._getframe().f_trace_opcodes = False
         sys.settrace(self._hook)
 
     def stop(self) -> None:
+        """End, and leave everything as it was."""
         before = self._before
         if sys.gettrace() is not self._hook:
             if self.recorder.is_on:
                 self.recorder.fail(RuntimeError("another tracer took over"))
+            self.recorder.is_on = False
             return
         self.recorder.is_on = False
+        unknown: list[FrameType] = []
+        frame: FrameType | None = sys._getframe() if self._stack else None
+        while frame is not None:
+            if frame not in self._stack or frame in self._returned:
+                unknown.insert(0, frame)
+            frame = frame.f_back
+        for known, trace in self._stack.items():
+            known.f_trace = trace
+        self._stack, self._returned = {}, set()
         sys.settrace(before)
-        if before is not None and not _is_python(before):
-            frame = sys._getframe()
-            before(frame.f_back, "call", None)  # it was away when these frames began, and will be told of their return
-            before(frame, "call", None)
+        # In one statement: told of the first frame, it is back, and would take lines in between for that one's.
+        deque(map(before, unknown, repeat("call"), repeat(None)) if unknown else (), 0)
+
+    def _forward(self, frame: FrameType, event: str, argument: object) -> Trace:
+        """Hand on to a paused tracer what happens in a frame that it knows."""
+        if frame in self._stack and frame not in self._returned:
+            if event == "return":
+                self._returned.add(frame)
+            self._before(frame, event, argument)
+        return self._forward
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Trace:
         """Called when a frame is entered, or resumed."""
@@ -140,9 +166,7 @@ class Tracing:
 
 def _is_python(tracer: Trace) -> bool:
     """Whether a trace function can be called in turn: those that are written in C take over when they are called."""
-    if isinstance(tracer, FunctionType | MethodType):
-        return True
-    return tracer is not None and isinstance(getattr(type(tracer), "__call__", None), FunctionType)
+    return isinstance(tracer, FunctionType | MethodType) or hasattr(type(tracer).__call__, "__code__")
 
 
 class Monitoring:
@@ -179,12 +203,14 @@ class Monitoring:
         return None
 
     def start(self) -> None:
+        """Begin."""
         events = self._api.events
         for event, callback in self._callbacks.items():
             self._api.register_callback(self._tool, event, callback)
         self._api.set_events(self._tool, events.PY_START | events.PY_RESUME | events.PY_THROW | events.PY_UNWIND)
 
     def stop(self) -> None:
+        """End, and leave everything as it was."""
         self.recorder.is_on = False
         self._api.set_events(self._tool, 0)
         for code, _ in self._watched.values():

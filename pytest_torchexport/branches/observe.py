@@ -1,39 +1,39 @@
 """Which decisions the user's code takes while it runs as it is. Standard library only.
 
-On Python 3.12 and later the interpreter's own `sys.monitoring` tells of jumps, on 3.11 a trace function of instructions.
-Both say only that execution went from here to there in a frame; `bytecode` knows what that means.
+On Python 3.12 and later `sys.monitoring` tells of jumps, on 3.11 a trace function is called for each instruction. Both
+say only that execution went from here to there in a frame; `bytecode` knows what that means.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from pytest_torchexport.branches.record import Recorder
 from pytest_torchexport.branches.execution import watch
+from pytest_torchexport.branches.record import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from pytest_torchexport.branches.sites import Site
     from pytest_torchexport.branches.execution import Watch
+    from pytest_torchexport.branches.sites import Site
 
 
 class Observer:
     """Records the decisions that the user's code takes in this thread, while the context is open.
 
-    Use it directly in the function that runs the code: `with Observer(is_users) as seen: model(x)`. It can be used again
-    afterwards. Threads that the code starts are not observed, nor frames that run already. Where a tracer that is
-    written in C (coverage.py's) is active on Python 3.11, it pauses meanwhile; one that is written in Python goes on.
+    It can be used again afterwards. Threads that the code starts are not observed, nor frames that run already. On
+    Python 3.11 a tracer that is active and written in C (coverage.py's) pauses meanwhile; one that is written in
+    Python (pdb's) goes on.
 
     Args:
         is_users: whether code of that file name is to be observed.
         limit: how many events are kept; observation ends there.
 
     Attributes:
-        events: what was decided, in the order of execution: the truth of a condition, True for an `except` clause that is
-            entered, for a loop, when it ends, the number of iterations begun. Loops of generators that nobody finished
-            come last.
+        events: what was decided, in the order of execution, once the context is closed: the truth of a condition, True
+            for an `except` clause that is entered and, for a loop, when it ends, the number of iterations begun.
+            Loops of generators that nobody finished come last.
         truncated: there were more events than the limit.
         error: why observation ended before its time, if it did: an error in the observer, or another tracer.
     """
