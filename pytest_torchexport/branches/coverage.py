@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_torchexport.branches.implied import leading_out
 from pytest_torchexport.branches.sites import Kind, Site, source_of
 from pytest_torchexport.outcome import BranchCoverage, BranchOutcome, Decision, Location
 from pytest_torchexport.subject.source import locate
@@ -36,11 +37,13 @@ class Coverage:
         self._known: dict[Site, _Known] = {}
         self._seen: dict[Site, list[tuple[Any, str, str]]] = {}
         self._example: Taken = {}
+        self._started = False
 
     def start(self, taken: Taken) -> None:
         """Note what the example took."""
         self._example = dict(taken)
         self.note(taken, "example", "the example")
+        self._started = True
 
     def note(self, taken: Taken, kind: str, label: str) -> list[tuple[Site, Any]]:
         """Note what an input took; returns the outcomes that it is the first to take.
@@ -49,14 +52,19 @@ class Coverage:
         """
         new = []
         for site, what in taken.items():
-            history = self._seen.setdefault(site, [])
+            history = self._history(site)
             if not any(what == before for before, _, _ in history):
                 history.append((what, kind, label))
-            if site not in self._known and len(history) > 1 and not source_excluded(site):
+            if site not in self._known and len(history) > 1:
                 new += self.depends([site])
             if site in self._known:
                 new += self._reach(site, what, kind, label)
         return new
+
+    def _history(self, site: Site) -> list[tuple[Any, str, str]]:
+        """What the inputs took at a decision. An `except` clause that an input does not enter leaves no trace of it."""
+        first = [({False}, "example", "the example")] if site.kind is Kind.EXCEPTION and self._started else []
+        return self._seen.setdefault(site, list(first))
 
     def new(self, taken: Taken) -> list[tuple[Site, Any]]:
         """The outcomes that an input would be the first to take; nothing is noted."""
@@ -64,7 +72,7 @@ class Coverage:
         for site, what in taken.items():
             if site in self._known:
                 new += [(site, o) for o in self._outcomes(site, what) if o not in self._known[site].reached]
-            elif not source_excluded(site) and (history := self._seen.get(site)) and all(w != what for w, _, _ in history):
+            elif (history := self._history(site)) and all(w != what for w, _, _ in history):
                 new += [(site, outcome) for outcome in self._others(site, what, history)]
         return new
 
@@ -107,15 +115,22 @@ class Coverage:
         example = self._known[site].example
         return ["example" if example is None or what == example else OTHER]
 
+    def sites(self) -> list[Site]:
+        """The decisions that are known to depend on the input."""
+        return list(self._known)
+
     def knows(self, site: Site) -> bool:
         """Whether the decision is known to depend on the input."""
         return site in self._known
 
     def outcomes(self, site: Site) -> list[Any]:
         """The outcomes that a decision has."""
-        if site.kind is Kind.CONDITION:
-            return [True, False]
-        return [True] if site.kind is Kind.EXCEPTION else ["example", OTHER]
+        if site.kind in (Kind.LOOP, Kind.NUMBER):
+            return ["example", OTHER]
+        source = source_of(site.file)
+        out = leading_out(source) if source is not None and site.kind is Kind.CONDITION else ()
+        reached = self._known[site].reached if site in self._known else {}
+        return [outcome for outcome in (True, False) if (site, outcome) not in out or outcome in reached]
 
     def missing(self) -> list[tuple[Site, Any]]:
         """The outcomes that no input took yet, in the order in which their decisions were met; none that is excluded."""

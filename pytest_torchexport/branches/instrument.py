@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import types
+import weakref
 from typing import Any, Protocol
 
-from pytest_torchexport.branches.sites import Kind, Site, Source, source_of
+from pytest_torchexport.branches.sites import Site, Source, source_of
 
 _MARK = "\0runtime of the instrumented run"
 """Stands for the runtime in the source of a twin: the compiler takes no other constants than its own."""
@@ -64,6 +65,7 @@ _INDEX: dict[Site, int] = {}
 LOOPS: dict[int, Site] = {}
 """The `while` loop whose test a condition belongs to."""
 _TWINS: dict[types.CodeType, types.CodeType | None] = {}
+_DEFINITIONS: weakref.WeakKeyDictionary[Source, dict[tuple[str, int], list[list[Any]]]] = weakref.WeakKeyDictionary()
 
 
 class _Relay:
@@ -98,12 +100,11 @@ def twin_of(code: types.CodeType) -> types.CodeType | None:
 
 def _compile(code: types.CodeType) -> types.CodeType | None:
     source = source_of(code.co_filename)
-    found = _find(source.tree, code) if source is not None else None
+    found = _find(source, code) if source is not None else None
     if source is None or found is None:
         return None
     *above, node = found
     tree: ast.stmt = _Instrument(source).function(node)
-    inner = tree
     free = [name for name in code.co_freevars if name != "__class__"]
     for ancestor in reversed(above):
         if isinstance(ancestor, ast.ClassDef):
@@ -114,7 +115,6 @@ def _compile(code: types.CodeType) -> types.CodeType | None:
             ]
             empty = ast.arguments([], [], None, [], [], None, [])
             tree = ast.FunctionDef(ancestor.name, empty, [*bound, tree], [])
-    del inner
     module = ast.fix_missing_locations(ast.Module([tree], []))
     made: types.CodeType = compile(
         module, code.co_filename, "exec", flags=code.co_flags & _FUTURE, dont_inherit=True
@@ -151,35 +151,51 @@ def _with_runtime(code: types.CodeType) -> types.CodeType:
     return code.replace(co_consts=consts)
 
 
-def _find(tree: ast.Module, code: types.CodeType) -> list[Any] | None:
+def definition(code: types.CodeType) -> tuple[Source, Any] | None:
+    """The file of a code object and its definition there; None if that is not known for sure."""
+    source = source_of(code.co_filename)
+    found = _find(source, code) if source is not None else None
+    return None if source is None or found is None else (source, found[-1])
+
+
+def _find(source: Source, code: types.CodeType) -> list[Any] | None:
     """The definition of a code object, after what encloses it; None if there is none, or several that could be it."""
     if code.co_name.startswith("<") and code.co_name != "<lambda>":
         return None
-    found: list[list[Any]] = []
+    found = _definitions(source).get((code.co_name, code.co_firstlineno), [])
+    if code.co_name == "<lambda>":
+        count = code.co_argcount + code.co_kwonlyargcount
+        found = [path for path in found if _argument_names(path[-1]) == code.co_varnames[:count]]
+    return found[0] if len(found) == 1 else None
+
+
+def _argument_names(node: ast.Lambda) -> tuple[str, ...]:
+    return tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+
+
+def _definitions(source: Source) -> dict[tuple[str, int], list[list[Any]]]:
+    """All definitions of a file by name and first line, each after what encloses it."""
+    if source in _DEFINITIONS:
+        return _DEFINITIONS[source]
+    found: dict[tuple[str, int], list[list[Any]]] = {}
 
     def look(node: ast.AST, above: list[Any]) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
-                if child.name == code.co_name and first == code.co_firstlineno:
-                    found.append([*above, child])
+                found.setdefault((child.name, first), []).append([*above, child])
                 look(child, [*above, child])
             elif isinstance(child, ast.ClassDef):
                 look(child, [*above, child])
             elif isinstance(child, ast.Lambda):
-                names = tuple(a.arg for a in (*child.args.posonlyargs, *child.args.args, *child.args.kwonlyargs))
-                count = code.co_argcount + code.co_kwonlyargcount
-                if code.co_name == "<lambda>" and child.lineno == code.co_firstlineno:
-                    if code.co_varnames[:count] == names:
-                        found.append([*above, child])
+                found.setdefault(("<lambda>", child.lineno), []).append([*above, child])
                 look(child, above)
-            elif isinstance(child, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-                continue  # their variables cannot be rebuilt around a definition
-            else:
-                look(child, above)
+            elif not isinstance(child, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+                look(child, above)  # the variables of a comprehension cannot be rebuilt around a definition
 
-    look(tree, [])
-    return found[0] if len(found) == 1 else None
+    look(source.tree, [])
+    _DEFINITIONS[source] = found
+    return found
 
 
 class _Instrument(ast.NodeTransformer):
@@ -416,6 +432,3 @@ def _copied(node: Any) -> Any:
         made = type(node)(**{name: _copied(value) for name, value in ast.iter_fields(node)})
         return ast.copy_location(made, node) if hasattr(node, "lineno") else made
     return [_copied(one) for one in node] if isinstance(node, list) else node
-
-
-__all__ = ["LOOPS", "RELAY", "SITES", "Kind", "Runtime", "twin_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_torchexport.branches.bytecode import plan_of
 from pytest_torchexport.branches.coverage import OTHER, Coverage
 from pytest_torchexport.branches.discrete import Candidate, candidates
 from pytest_torchexport.branches.flip import Goal, flip
 from pytest_torchexport.branches.follow import Followed, Runner, follow
+from pytest_torchexport.branches.implied import implied
+from pytest_torchexport.branches.instrument import definition
 from pytest_torchexport.branches.sites import Kind, Site
 from pytest_torchexport.branches.twins import decides
 from pytest_torchexport.branches.observation import Observation, Observing, Taken
 from pytest_torchexport.inputs.constants import mine
 from pytest_torchexport.inputs.space import Space
+from pytest_torchexport.subject.call import forward_of
 
 if TYPE_CHECKING:
     from pytest_torchexport.outcome import BranchCoverage
@@ -95,7 +100,7 @@ class Search:
         """Run the example under observation; learn which of its decisions depend on the input."""
         observation = self._watch(calls)
         self.coverage.start(observation.taken)
-        self.has_decisions = bool(observation.path) or decides(self.space.model, self.is_users)
+        self.has_decisions = bool(observation.taken) or decides(self.space.model, self.is_users)
         if self.has_decisions and observation.record.error is None:
             self._learn(calls, observation)
         return observation
@@ -133,6 +138,18 @@ class Search:
                 sites[number.site] = None
         sites |= dict.fromkeys(followed.loops)
         self.coverage.depends(site for site in sites if site in observation.taken)
+        self.coverage.depends(site for site in self._implied(followed) if site in observation.taken)
+
+    def _implied(self, followed: Followed) -> Iterable[Site]:
+        """The decisions that depend on the input because others, or arguments that are no tensors, do."""
+        root = getattr(forward_of(self.space.model), "__code__", None)
+        plain = {path for path, one in self.space.numbers(self.space.example).items() if not one.value.dim()}
+        names = {path for path in (*self.space.alternatives(), *plain) if path.isidentifier()}
+        known = self.coverage.sites()
+        for code in followed.codes:
+            found = definition(code)
+            if found is not None and not isinstance(found[1], ast.Lambda):
+                yield from implied(found[0], found[1], known, names if code is root else ())
 
     # --- the search -----------------------------------------------------------------------------------------------
 
@@ -283,16 +300,22 @@ class Search:
 
     def _try(self, stream: Iterable[Candidate], share: int, bases: list[Calls]) -> None:
         stop = self.runs + share
-        first = len(self.space.alternatives()) + len(self.space.sizes())
+        options = sum(len(values) for values in self.space.alternatives().values())
+        patience = options + 8 * len(self.space.sizes()) + 24 * bool(self.changing) + 40 * self._handlers()
         for index, (_, calls) in enumerate(stream):
             missing = self.coverage.missing()
-            if self.runs >= stop or (not missing and index > 12 + 4 * first and not self.changing):
+            if self.runs >= stop or (not missing and index >= patience):
                 break
             observation = self._observe(calls)
             for goal in missing:
                 self._effort(goal, "particular inputs")
             if observation is not None and self._keep(calls, observation):
                 bases.append(calls)
+
+    def _handlers(self) -> int:
+        """Number of `except` clauses that no input entered; whether one can is not known."""
+        handlers = {m.enters for c in self._codes() if (p := plan_of(c)) for m in p.marks.values() if m.enters}
+        return min(2, len(handlers - set(self.coverage.sites())))
 
     def _codes(self) -> list[types.CodeType]:
         codes: dict[types.CodeType, None] = {}
