@@ -108,7 +108,7 @@ def _of_fields(path: str, value: Any, variables: Variables) -> Iterator[Option]:
         hint = hints.get(step.removeprefix("."))
         if hint is None or _is_declared(path + step, variables):
             continue
-        if part is not None and may_be_none(hint):
+        if may_be_none(hint):
             yield path + step, None, part
         if not isinstance(part, torch.Tensor):
             yield from ((path + step, other, part) for other in _told(hint, part))

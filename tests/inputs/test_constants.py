@@ -141,7 +141,8 @@ def test_each_once_and_not_too_many() -> None:
     class Many(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.values = {f"n{index}": index * 1.5 for index in range(1000)}
+            for index in range(1000):
+                setattr(self, f"n{index}", index * 1.5)
 
         def forward(self, x: Any) -> Any:
             return x if x.sum() > 12 else -x

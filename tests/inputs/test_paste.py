@@ -132,6 +132,7 @@ def test_strides_come_back(name: str) -> None:
         (torch.ones(9), "(torch.ones((9,)),)"),
         (torch.full((8, 8), 2.5), "(torch.full((8, 8), 2.5),)"),
         (torch.arange(100), "(torch.arange(100),)"),
+        ((torch.arange(100).int() % 2 + 0x7FC00001).view(torch.float32), "(torch.full((100,), torch.nan),)"),
         (
             torch.eye(90)[:1],
             "(torch.zeros((90,)).scatter(0, torch.tensor([0]), torch.tensor([1.0])).reshape(1, 90),)",

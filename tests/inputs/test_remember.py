@@ -162,16 +162,21 @@ def test_damaged_files_are_dropped_and_counted(tmp_path: Path) -> None:
     assert found.dropped == 2
 
 
-class Bomb:
+class Maker:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __reduce__(self) -> Any:
-        return os.system, ("exit 3",)
+        return os.mkdir, (str(self.folder),)
 
 
 def test_no_code_is_run_from_a_file(tmp_path: Path) -> None:
     stored(tmp_path, (call(),))
     (file,) = tmp_path.rglob("*.pt")
-    torch.save({"schema": 1, "calls": [Bomb()]}, file)
+    made = tmp_path / "made"
+    torch.save({"schema": 1, "calls": [Maker(made)]}, file)
     assert loaded(tmp_path).dropped == 1
+    assert not made.exists()
 
 
 def test_the_latest_five_are_kept(tmp_path: Path) -> None:

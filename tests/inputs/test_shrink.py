@@ -116,6 +116,13 @@ def test_a_nan_stays_alone() -> None:
     assert int((made.args[0] != 0).sum()) == 1
 
 
+def test_many_elements_are_round() -> None:
+    x = noise(64).abs() + 1
+    x[::2] *= -1
+    (made,) = shrunk(Call((X,)), found(x), lambda x: (x[::2] < -0.4).all() and (x[1::2] > 0.4).all())
+    assert bool((made.args[0] == made.args[0].round()).all())
+
+
 def test_a_narrow_band_keeps_its_digits() -> None:
     (made,) = shrunk(Call((torch.tensor([1.0]),)), found(torch.tensor([0.123412])), lambda x: 0.1234 < x < 0.12345)
     assert shortest(made.args[0][0]) == pytest.approx(0.12341, abs=2e-6)
@@ -158,6 +165,14 @@ def test_sizes_become_small_and_keep_what_matters() -> None:
     assert made.args[1].shape == (1,)
 
 
+def test_the_last_elements_may_be_those_that_matter() -> None:
+    x = torch.arange(27.0).reshape(9, 3)
+    shapes = {"x": {0: Dim("batch", min=1)}}
+    row = torch.tensor([24.0, 25.0, 26.0])
+    (made,) = shrunk(Call((torch.ones(4, 3),)), found(x), lambda x: (x == row).all(-1).any(), shapes=shapes)
+    assert identical(made.args[0], row.reshape(1, 3))
+
+
 def test_the_smallest_size_that_fails_is_found() -> None:
     shapes = {"x": {0: Dim("batch", max=64)}}
     (made,) = shrunk(Call((torch.ones(4, 3),)), found(torch.ones(50, 3)), lambda x: len(x) > 13, shapes=shapes)
@@ -167,6 +182,12 @@ def test_the_smallest_size_that_fails_is_found() -> None:
 def test_an_odd_size_stays_odd() -> None:
     shapes = {"x": {0: Dim("batch", min=2)}}
     (made,) = shrunk(Call((torch.ones(4, 3),)), found(torch.ones(7, 3)), lambda x: len(x) % 2, shapes=shapes)
+    assert made.args[0].shape == (3, 3)
+
+
+def test_the_smallest_of_a_row_of_sizes_is_found() -> None:
+    shapes = {"x": {0: Dim("batch", min=2)}}
+    (made,) = shrunk(Call((torch.ones(4, 3),)), found(torch.ones(63, 3)), lambda x: len(x) % 4 == 3, shapes=shapes)
     assert made.args[0].shape == (3, 3)
 
 
@@ -243,6 +264,15 @@ def test_the_budget_is_kept(budget: int) -> None:
     (made,) = shrunk(Call((X,)), found(X + 3.14159), lambda x: x.mean() > 2.9, budget=budget)
     if not budget:
         assert made.args[0].equal(X + 3.14159)
+
+
+def test_many_arguments_go_back_at_once() -> None:
+    example = Call((X,), {"parts": [torch.tensor([float(n)]) for n in range(30)]})
+    failing = found(X + 1, parts=[torch.tensor([n + 0.5]) for n in range(30)])
+    (made,) = shrunk(example, failing, lambda x, parts: parts[7] == 7.5, budget=20)
+    different = [n for n in range(30) if not made.kwargs["parts"][n].equal(example.kwargs["parts"][n])]
+    assert 7 in different
+    assert len(different) < 5
 
 
 def test_the_same_input_is_judged_once() -> None:
