@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch
 from pytest_torchexport import environment
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.compare.records import Comparison, compare_records
+from pytest_torchexport.counterexample import is_clear, remember, shrunk, simplest
+from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked
 from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_torchexport.backends.base import Backend, Exported
+    from pytest_torchexport.compare.records import SecondOpinion
     from pytest_torchexport.compare.tolerance import Tolerance
     from pytest_torchexport.subject.run import Record
 
@@ -232,7 +236,7 @@ class _Story:
         self.draft.facts["environment"] = {"versions": versions, "eager": flags}
         snapshot, marks = Snapshot(plan.model), parameter_marks(plan.model)
         with self.draft.at(Stage.REFERENCE):
-            reference = self.surroundings.references.get(plan, snapshot)
+            reference = self.surroundings.references.get(plan, snapshot, self.surroundings.kept)
         self.draft.facts["dropped"] = dict(reference.dropped)
         self.draft.note(*(NotChecked(what, why) for what, why in reference.notes))
         self.draft.facts["branches"] = reference.coverage
@@ -296,32 +300,19 @@ class _Story:
         if not failures:
             too_few = reference.coverage and below_minimum(reference.coverage, self.policy.min_coverage)
             return self.draft.outcome(Verdict.INVALID, too_few) if too_few else self.draft.equivalent()
-        return self._not_equivalent(snapshot, reference, program.exported, failures)
+        return self._not_equivalent(program, snapshot, reference, failures)
 
     def _compare(
         self, program: Program, snapshot: Snapshot, reference: Reference, trial: Trial, record: Record
     ) -> Finding | _Unjudged | None:
         """Compare everything; what differs, or None."""
-        plan = self.plan
-        raised = None
-        comparison = Comparison()
         if trial.record.error is not None:
             return None if record.error is not None else self._should_raise(trial)
         if record.error is not None:
-            raised = f"{type(record.error).__name__}: {_cut(str(record.error))}"
             record.error = record.error.with_traceback(None)
-        else:
-            comparison = compare_records(
-                trial.record,
-                record,
-                trial.calls,
-                structure=self.backend.structure,
-                states=program.states,
-                names=plan.names,
-                tolerance=self.policy.tolerance,
-                gradients=self._gradients_of(program, trial),
-                second_opinion=None if self.policy.tolerance else second_opinion(plan, snapshot, reference, trial),
-            )
+            return self._finding(trial, record, Comparison())
+        asked = None if self.policy.tolerance else second_opinion(self.plan, snapshot, reference, trial)
+        comparison = self._comparison(program, trial, record, asked)
         if not comparison.unjudged or comparison.disagreeing:
             self.draft.count(comparison.leaves)
         for path in comparison.left_out:
@@ -331,15 +322,47 @@ class _Story:
             if all(len(trial.calls) == 1 for trial in reference.trials):
                 why = "forward changes it, and it cannot be read from the exported program; no later call was made"
             self.draft.note(NotChecked(f"state {name!r}", why))
-        if raised is None and not comparison.disagreeing:
+        if not comparison.disagreeing:
             return _Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
+        return self._finding(trial, record, comparison)
+
+    def _comparison(self, program: Program, trial: Trial, record: Record, asked: SecondOpinion | None) -> Comparison:
+        return compare_records(
+            trial.record,
+            record,
+            trial.calls,
+            structure=self.backend.structure,
+            states=program.states,
+            names=self.plan.names,
+            tolerance=self.policy.tolerance,
+            gradients=self._gradients_of(program, trial),
+            second_opinion=asked,
+        )
+
+    def _finding(self, trial: Trial, record: Record, comparison: Comparison) -> Finding:
         return Finding(
             leaves=tuple(comparison.disagreeing),
-            raised=raised,
-            is_example=plan.is_example(trial.calls),
-            same_shapes=plan.has_example_shapes(trial.calls),
+            raised=f"{type(record.error).__name__}: {_cut(str(record.error))}" if record.error is not None else None,
+            is_example=self.plan.is_example(trial.calls),
+            same_shapes=self.plan.has_example_shapes(trial.calls),
             calls=len(trial.calls),
         )
+
+    def _compare_again(
+        self, program: Program, asked: Callable[[Trial], SecondOpinion], trial: Trial, record: Record, *, thorough: bool
+    ) -> Finding | None:
+        """Compare on an input that is not one of the check's own: nothing is counted or noted."""
+        if record.error is not None:
+            record.error = record.error.with_traceback(None)
+            return self._finding(trial, record, Comparison())
+        comparison = self._comparison(program, trial, record, None)
+        if not comparison.disagreeing:
+            return None
+        finding = self._finding(trial, record, comparison)
+        if self.policy.tolerance or (is_clear(finding) and not thorough):
+            return finding
+        comparison = self._comparison(program, trial, record, asked(trial))
+        return self._finding(trial, record, comparison) if comparison.disagreeing else None
 
     def _should_raise(self, trial: Trial) -> Finding:
         error = trial.record.error
@@ -370,18 +393,37 @@ class _Story:
         return any(argument == name or argument.startswith((name + "[", name + ".")) for name in self.plan.inputs or ())
 
     def _not_equivalent(
-        self, snapshot: Snapshot, reference: Reference, exported: Exported, failures: list[Failure]
+        self, program: Program, snapshot: Snapshot, reference: Reference, failures: list[Failure]
     ) -> Outcome:
         """Make sure that eager is not to blame, find the cause, and say it on the simplest input that fails."""
-        first = failures[0]
+        first = simplest(failures)
         raises = first.trial.record.error is not None
         differs = None if raises else agrees_with_itself(self.plan, snapshot, reference, first.trial)
         if differs is not None:
             return self.draft.unstable(f"the input {first.trial.label}: {differs.path} ({differs.reason})")
-        finding = first.finding
-        verdict = Verdict.FAILED if finding.raised else Verdict.MISMATCH
-        cause = attribute([failure.finding for failure in failures], len(self.draft.inputs), exported.suspicions)
+        others = [failure for failure in failures if failure is not first]
+        asked = functools.partial(second_opinion, self.plan, snapshot, reference)
+        compare = functools.partial(self._compare_again, program, asked)
+        with self.draft.at(Stage.COMPARE):
+            first = shrunk(first, self.plan, snapshot, reference, program, compare)
+        remember(first, self.plan, self.surroundings.kept)
+        verdict = Verdict.FAILED if first.finding.raised else Verdict.MISMATCH
+        findings = [failure.finding for failure in (first, *others)]
+        with self.draft.at(Stage.COMPARE):
+            baked = self._baked(program, snapshot, reference, [first, *others])
+        cause = attribute(findings, len(self.draft.inputs), program.exported.suspicions, baked)
         return self.draft.conclude(verdict, cause, first)
+
+    def _baked(
+        self, program: Program, snapshot: Snapshot, reference: Reference, failures: list[Failure]
+    ) -> Baked | None:
+        """The decision that the export keeps from the example; none is to blame where the example itself fails."""
+        if self.plan.branches == "off" or any(failure.finding.is_example for failure in failures):
+            return None
+        compare = functools.partial(self._comparison, program)
+        failing = [Failing(failure.trial, failure.record) for failure in failures]
+        suspicions = program.exported.suspicions
+        return find_baked(self.plan, snapshot, reference, failing, self.agreeing, suspicions, compare)
 
 
 def _cut(text: str, limit: int = 500) -> str:

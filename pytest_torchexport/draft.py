@@ -13,6 +13,7 @@ from pytest_torchexport.backends.base import Backend, FlatOutput
 from pytest_torchexport.diagnose import keep, message
 from pytest_torchexport.diagnose.cause import Attribution, Finding
 from pytest_torchexport.diagnose.refusal import explain
+from pytest_torchexport.memory import Memory
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.reference import ReferenceStore, Trial
 from pytest_torchexport.subject.call import name_of
@@ -52,6 +53,11 @@ class Surroundings:
     keep_in: Path | None = None
     keep: Literal["on", "off", "retain-on-failure"] = "off"
     memory: Path | None = None
+
+    @property
+    def kept(self) -> Memory | None:
+        """The test's part of that folder."""
+        return Memory(self.memory, self.origin) if self.memory is not None else None
 
 
 @dataclass

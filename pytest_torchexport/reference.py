@@ -15,6 +15,7 @@ from pytest_torchexport.compare.noise import Eager, RoundingNoise
 from pytest_torchexport.compare.records import SecondOpinion, StateView, compare_records, named_leaves
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw
+from pytest_torchexport.inputs.fits import fits
 from pytest_torchexport.inputs.space import Space
 from pytest_torchexport.outcome import Leaf
 from pytest_torchexport.subject import containers, source
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.branches.follow import Runner
     from pytest_torchexport.branches.observation import Taken
+    from pytest_torchexport.branches.sites import Site
+    from pytest_torchexport.memory import Memory
     from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.plan import Plan
 
@@ -39,7 +42,8 @@ _ATTEMPTS_PER_INPUT = 5
 class Trial:
     """One input that eager accepts: a sequence of calls, and what eager did on it.
 
-    `taken` is what it took at each decision, where that was observed.
+    `taken` is what it took at each decision, where that was observed; `goals` are the outcomes that the search found it
+    for.
     """
 
     calls: tuple[Call, ...]
@@ -48,6 +52,7 @@ class Trial:
     label: str
     noise: RoundingNoise | None = None
     taken: Taken | None = None
+    goals: tuple[tuple[Site, Any], ...] = ()
 
     def describe(self) -> str:
         """The arguments, call by call."""
@@ -59,7 +64,7 @@ class Reference:
     """What eager does.
 
     Attributes:
-        trials: the example first, then extra and generated inputs.
+        trials: the example first, then extra, remembered and generated inputs.
         dropped: number of inputs that are outside of the domain, by reason.
         invalid: why no verdict is possible; None if one is.
         needs_grad_mode: eager needs autograd on, though no gradients are asked for.
@@ -91,13 +96,16 @@ class ReferenceStore:
     def __init__(self) -> None:
         self._kept: dict[str, Reference] = {}
 
-    def get(self, plan: Plan, snapshot: Snapshot) -> Reference:
-        """The plan's reference: one that was made for the same model and inputs before, or a new one."""
+    def get(self, plan: Plan, snapshot: Snapshot, memory: Memory | None = None) -> Reference:
+        """The plan's reference: one that was made for the same model and inputs before, or a new one.
+
+        Only a new one reads what is remembered.
+        """
         key = plan.key()
         if key is None:
-            return make_reference(plan, snapshot)
+            return make_reference(plan, snapshot, memory)
         if key not in self._kept:
-            self._kept[key] = make_reference(plan, snapshot)
+            self._kept[key] = make_reference(plan, snapshot, memory)
         return self._kept[key]
 
     def clear(self) -> None:
@@ -105,8 +113,8 @@ class ReferenceStore:
         self._kept.clear()
 
 
-def make_reference(plan: Plan, snapshot: Snapshot) -> Reference:
-    """Run eager on the example (twice), the extra inputs and as many generated ones as the plan wants.
+def make_reference(plan: Plan, snapshot: Snapshot, memory: Memory | None = None) -> Reference:
+    """Run eager on the example (twice), the extra inputs, remembered ones and as many generated ones as the plan wants.
 
     The model is back in the snapshot's state afterwards.
     """
@@ -120,6 +128,8 @@ def make_reference(plan: Plan, snapshot: Snapshot) -> Reference:
     taken = search.start(example).taken if search is not None else None
     reference.trials.append(Trial(example, first, "example", "the example", taken=taken))
     _add_extra(plan, snapshot, reference, search)
+    if memory is not None:
+        _add_remembered(plan, snapshot, reference, search, memory)
     candidates = draw.generate(
         plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed, calls=plan.calls
     )
@@ -142,16 +152,21 @@ def _search(plan: Plan, snapshot: Snapshot, reference: Reference) -> Search | No
         return None
     return Search(
         runner=runner(plan, snapshot, reference),
-        space=Space.of(plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed),
+        space=space_of(plan),
         is_users=source.user_code(plan.user_code),
         budget=plan.search_budget if plan.branches == "search" else 0,
         seed=plan.seed,
         state=snapshot.live(),
-        accepts=lambda calls: plan.assume is None or all(_assumed(plan, call) for call in calls),
+        accepts=functools.partial(accepts, plan),
         draws=draw.generate(
             plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed + 1, calls=plan.calls
         ),
     )
+
+
+def space_of(plan: Plan) -> Space:
+    """Everything that may be tried instead of the example."""
+    return Space.of(plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed)
 
 
 def _run_and_watch(
@@ -175,7 +190,8 @@ def _add_found(plan: Plan, snapshot: Snapshot, reference: Reference, search: Sea
     for found in search.search():
         record = eager_run(plan, snapshot, reference, found.calls)
         if record.error is None:
-            reference.trials.append(Trial(found.calls, record, "branch", found.label, taken=found.taken))
+            trial = Trial(found.calls, record, "branch", found.label, taken=found.taken, goals=tuple(found.goals))
+            reference.trials.append(trial)
     reference.coverage = search.report(plan.branches)
 
 
@@ -355,6 +371,29 @@ def _add_extra(plan: Plan, snapshot: Snapshot, reference: Reference, search: Sea
         reference.trials.append(Trial(calls, record, "extra", label, taken=taken))
 
 
+def _add_remembered(
+    plan: Plan, snapshot: Snapshot, reference: Reference, search: Search | None, memory: Memory
+) -> None:
+    """Inputs that failed in an earlier run, as far as they are still inputs of the model."""
+    kept = memory.load(plan)
+    space = space_of(plan) if kept.inputs else None
+    unfit = kept.dropped
+    for calls in kept.inputs:
+        if space is None or not all(fits(space, call) for call in calls):
+            unfit += 1
+        elif not accepts(plan, calls):
+            reference.dropped["remembered: assume"] += 1
+        else:
+            label = f"remembered: {calls[0].label}"
+            record, taken = _run_and_watch(plan, snapshot, reference, search, calls, "remembered", label)
+            if record.error is None:
+                reference.trials.append(Trial(calls, record, "remembered", label, taken=taken))
+            else:
+                reference.dropped["remembered: eager raises"] += 1
+    if unfit:
+        reference.dropped["remembered: no longer an input of the model"] += unfit
+
+
 def _add_sequences(plan: Plan, snapshot: Snapshot, reference: Reference, search: Search | None) -> None:
     """Call a model whose state changes three times in a row: one call does not show an update that got lost."""
     if plan.calls > 1:
@@ -391,7 +430,7 @@ def _add_generated(
         if accepted >= plan.n_inputs or tried >= _ATTEMPTS_PER_INPUT * plan.n_inputs:
             break
         tried += 1
-        if plan.assume is not None and not all(_assumed(plan, call) for call in calls):
+        if not accepts(plan, calls):
             reference.dropped["assume"] += 1
             continue
         record, taken = _run_and_watch(plan, snapshot, reference, search, calls, "generation", calls[0].label)
@@ -410,11 +449,18 @@ def _add_generated(
         reference.notes.append((f"{plan.n_inputs - accepted} generated inputs", why))
 
 
-def _assumed(plan: Plan, call: Call) -> bool:
-    assert plan.assume is not None
-    mine = call.clone()
+def accepts(plan: Plan, calls: Iterable[Call]) -> bool:
+    """Whether the model is meant for the calls, as far as `assume` tells.
+
+    Raises:
+        UsageError: `assume` raises.
+    """
+    return plan.assume is None or all(_assumed(plan.assume, call.clone()) for call in calls)
+
+
+def _assumed(assume: Callable[..., bool], mine: Call) -> bool:
     try:
-        return bool(plan.assume(*mine.args, **mine.kwargs))
+        return bool(assume(*mine.args, **mine.kwargs))
     except Exception as error:
         msg = f"assume raises {type(error).__name__} on a generated input: {error}. It is called as the model is."
         raise UsageError(msg) from error
@@ -430,13 +476,21 @@ def _all_dropped(reference: Reference, tried: int, error: Exception | None) -> s
     )
 
 
-def agrees_with_itself(plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial) -> Leaf | None:
+def agrees_with_itself(
+    plan: Plan,
+    snapshot: Snapshot,
+    reference: Reference,
+    trial: Trial,
+    program: Callable[..., Any] | None = None,
+) -> Leaf | None:
     """Run eager once more on an input, before an exported program is blamed for it.
+
+    A `program` stands in the model's place, as in `eager_run`.
 
     Returns:
         Where eager's two runs differ; None if they agree.
     """
-    again = eager_run(plan, snapshot, reference, trial.calls)
+    again = eager_run(plan, snapshot, reference, trial.calls, program=program)
     return _first_difference(plan, reference, trial.calls, trial.record, again)
 
 
@@ -444,7 +498,13 @@ class Unstable(Exception):
     """Eager does not repeat its own result on an input; the message says where."""
 
 
-def second_opinion(plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial) -> SecondOpinion:
+def second_opinion(
+    plan: Plan,
+    snapshot: Snapshot,
+    reference: Reference,
+    trial: Trial,
+    program: Callable[..., Any] | None = None,
+) -> SecondOpinion:
     """What says whether eager's own rounding explains a difference on an input; the measurement stays with the trial.
 
     Args:
@@ -452,6 +512,7 @@ def second_opinion(plan: Plan, snapshot: Snapshot, reference: Reference, trial: 
         snapshot: the state that the runs start from, and that the model is left in.
         reference: the trial's.
         trial: the input.
+        program: what stands in the model's place, if the trial's record is not the model's own.
     """
 
     def leaves(record: Record) -> dict[str, Any]:
@@ -459,12 +520,12 @@ def second_opinion(plan: Plan, snapshot: Snapshot, reference: Reference, trial: 
 
     def rerun(mode: AbstractContextManager[Any], dtype: torch.dtype | None = None) -> Record:
         calls = tuple(call.place(plan.device, dtype) for call in trial.calls)
-        return eager_run(plan, snapshot, reference, calls, mode=mode)
+        return eager_run(plan, snapshot, reference, calls, mode=mode, program=program)
 
     def ask(leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
         if trial.noise is None:
             # Noise is how far two runs with rounding errors differ: it means nothing if two equal runs differ too.
-            differs = agrees_with_itself(plan, snapshot, reference, trial)
+            differs = agrees_with_itself(plan, snapshot, reference, trial, program)
             if differs is not None:
                 msg = f"{differs.path} ({differs.reason})"
                 raise Unstable(msg)

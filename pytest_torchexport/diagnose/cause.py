@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_torchexport.backends.base import Suspicion
+    from pytest_torchexport.diagnose.baked import Baked
 
 _BAKED = (Cause.BAKED_BRANCH, Cause.BAKED_VALUE, Cause.BAKED_SHAPE)
 _KIND_FIRST = (Cause.EXCEPTION, Cause.STRUCTURE, Cause.SHAPE, Cause.DTYPE)
@@ -44,22 +45,29 @@ class Attribution:
     evidence: tuple[Evidence, ...]
 
 
-def attribute(findings: Sequence[Finding], tried: int, suspicions: Sequence[Suspicion]) -> Attribution:
+def attribute(
+    findings: Sequence[Finding], tried: int, suspicions: Sequence[Suspicion], baked: Baked | None = None
+) -> Attribution:
     """The cause behind all findings of an item.
 
     Args:
         findings: the inputs that failed, at least one.
         tried: number of inputs that were run.
         suspicions: what the exporter warned about.
+        baked: the decision that was found behind them.
     """
     evidence = [Evidence(_how_many(findings, tried))]
     first = findings[0]
     example_agrees = not any(finding.is_example and finding.calls == 1 for finding in findings)
+    if baked is not None and baked.proven:
+        return Attribution(baked.cause, baked.location, (*evidence, *baked.evidence))
     if lost := _lost(first):
         return Attribution(lost, None, (*evidence, *_leaf_evidence(first)))
-    if example_agrees and (baked := _suspected(suspicions)):
+    if baked is not None:
+        return Attribution(baked.cause, baked.location, (*evidence, *baked.evidence))
+    if example_agrees and (suspected := _suspected(suspicions)):
         evidence += [Evidence(s.text, s.location) for s in suspicions if s.cause in _BAKED]
-        return Attribution(baked.cause, baked.location, tuple(evidence))
+        return Attribution(suspected.cause, suspected.location, tuple(evidence))
     if example_agrees and not any(finding.same_shapes for finding in findings):
         evidence.append(Evidence("every input with the example's shapes agrees, only other sizes fail"))
         return Attribution(Cause.BAKED_SHAPE, None, tuple(evidence))
@@ -67,6 +75,11 @@ def attribute(findings: Sequence[Finding], tried: int, suspicions: Sequence[Susp
         return Attribution(Cause.EXCEPTION, None, (*evidence, Evidence(f"the exported program raises {first.raised}")))
     evidence += [Evidence(s.text, s.location) for s in suspicions]
     return Attribution(_worst_kind(first.leaves), None, tuple(evidence))
+
+
+def kind_of(finding: Finding) -> Cause:
+    """What kind of difference one finding shows, whatever lies behind it."""
+    return _lost(finding) or (Cause.EXCEPTION if finding.raised is not None else _worst_kind(finding.leaves))
 
 
 def _how_many(findings: Sequence[Finding], tried: int) -> str:

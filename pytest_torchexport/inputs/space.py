@@ -96,6 +96,10 @@ class Space:
                 same.setdefault(key, ([], leaf))[0].append(path)
         return list(same.values())
 
+    def is_whole(self, path: str) -> bool:
+        """Whether the path lies in an argument whose domain is code, which gives it as a whole."""
+        return any(below(path, above) for above in self._whole)
+
     # --- numbers ------------------------------------------------------------------------------------------------
 
     def numbers(self, call: Call) -> dict[str, Numbers]:
@@ -130,7 +134,7 @@ class Space:
         return limits.below(self._sizes.ceiling(drawn, item.largest))
 
     def _read(self, path: str, leaf: Any, item: Variable | None) -> Limits | None:
-        if path in self._scalars or any(below(path, above) for above in self._whole):
+        if path in self._scalars or self.is_whole(path):
             return None
         if item is not None:
             span = item.domain.span(item.pattern)
@@ -247,7 +251,7 @@ class Space:
             drawn = self._sizes.shrunk(before | asked)
             at: dict[str, Any] = dict(self._sizes.scalars(drawn))
             for paths, leaf in self._leaves(self.named(call)):
-                if can_vary(leaf) and not any(below(path, above) for path in paths for above in self._whole):
+                if can_vary(leaf) and not any(self.is_whole(path) for path in paths):
                     made = self._refitted(paths, leaf, drawn)
                     at.update({} if made is leaf else dict.fromkeys(paths, made))
             return self._made(call, at, label)
