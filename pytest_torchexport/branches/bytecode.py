@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_torchexport.branches.positions import Decisions, Loop, Tested
@@ -208,9 +208,10 @@ class _Reader:
         jump = self._plan.jumps.get(self._instructions[n].offset)
         if jump is None:
             jump = self._plan.jumps[self._instructions[n].offset] = Jump()
-            while n > 0 and self._instructions[n - 1].opname == "EXTENDED_ARG":
-                n -= 1
-                self._plan.jumps[self._instructions[n].offset] = jump
+            prefix = n - 1
+            while prefix >= 0 and self._instructions[prefix].opname == "EXTENDED_ARG":
+                self._plan.jumps[self._instructions[prefix].offset] = jump
+                prefix -= 1
         return [jump.effects.setdefault(offset, Effect()) for offset in self._arrivals(n, target if jumped else n + 1)]
 
     def _arrivals(self, jump: int, at: int) -> list[int]:
@@ -308,19 +309,22 @@ class _Reader:
             return None
         tested: Tested | None
         if instruction.opname in _DOUBLE_LOADS:  # they have the position of the first of two
-            at = self._positions[behind]
-            if at is None:
-                return None
-            name = instruction.argval[1]
-            tested = self._decisions.tested_none(at) if for_none else self._decisions.tested_first(at, name)
+            name, at = instruction.argval[1], self._positions[behind]
+            if for_none:
+                tested = self._decisions.tested_none_by_name(name, position[0], at)
+            else:
+                tested = self._decisions.tested_first(at, name) if at is not None else None
         elif for_none:
             tested = self._decisions.tested_none(position)
-        elif instruction.opname == "COPY" or (instruction.opname == "TO_BOOL" and self._is_copied(n)):
-            return None  # it has the position of the whole `and` or `or`
+        elif instruction.opname in _GLUE and (instruction.opname != "TO_BOOL" or self._is_copied(n)):
+            return None  # it has the position of the whole `and` or `or`, or of something else
         else:
             tested = self._decisions.tested(position, instruction.opname)
         if tested is None:
             return None
+        if tested.negative is not None and instruction.opname in ("IS_OP", "CONTAINS_OP"):
+            # The compiler turns `not a in b` into `a not in b`, which has the position of `a in b`.
+            tested = replace(tested, inverted=tested.inverted ^ tested.negative ^ bool(instruction.arg))
         partial = tested.chained and instruction.opname in _COMPARISONS and self._is_copied(n)
         return _Test(tested, partial=partial, kept=kept)
 

@@ -37,6 +37,8 @@ class Tested:
     inverted: bool = False
     chained: bool = False
     """It is a comparison of several parts, each of which can make it false."""
+    negative: bool | None = None
+    """For `is` and `in`: whether it is `is not` or `not in` at this position of the source."""
     if_none: bool | None = None
     """The outcome if the value is None, where that is what is asked."""
 
@@ -80,6 +82,7 @@ class Decisions:
         self._scopes: set[tuple[str, int]] = set()
         self._tested: dict[Position, Tested] = {}
         self._nones: dict[Position, Tested] = {}
+        self._none_names: dict[tuple[str, int], dict[Position, Tested]] = {}
         self._firsts: dict[Position, tuple[str, Tested]] = {}
         self._ends: dict[tuple[type, int, int], Tested] = {}
         self._handlers: dict[Position, Site] = {}
@@ -102,6 +105,13 @@ class Decisions:
         if found is None:
             found = self._tested.get(position)
         return found if found is not None and found.if_none is not None else None
+
+    def tested_none_by_name(self, name: str, line: int, position: Position | None) -> Tested | None:
+        """The same for a name in that line, for which there is only the position of the jump, and no reliance on that."""
+        there = self._none_names.get((name, line), {})
+        if len(there) == 1:
+            return next(iter(there.values()))
+        return there.get(position) if position is not None else None
 
     def tested_first(self, position: Position, name: str) -> Tested | None:
         """The first leaf of the `and` or `or` at this position, if it is this name."""
@@ -159,16 +169,19 @@ class Decisions:
     def _add_leaf(self, leaf: ast.expr) -> Iterator[tuple[dict[Position, Tested], ast.AST, Tested]]:
         site = self.source.condition(leaf)
         chained = isinstance(leaf, ast.Compare) and len(leaf.ops) > 1
-        tested = self._tested[position_of(leaf)] = Tested(site, chained=chained)
+        tested = self._tested[position_of(leaf)] = Tested(site, chained=chained, negative=_negative(leaf))
         if isinstance(leaf, ast.Call | ast.Attribute):
             self._ends[type(leaf), site.end_line, site.end_column] = tested
         for part, inverted in _values(leaf):
             if part is not leaf:
-                yield self._tested, part, Tested(site, inverted=inverted)
+                yield self._tested, part, Tested(site, inverted=inverted, negative=_negative(part))
         match leaf:
             case ast.Compare(ops=[ast.Is() | ast.IsNot() as op], comparators=[ast.Constant(value=None)]):
                 if_none = Tested(site, if_none=isinstance(op, ast.Is))
                 self._nones[position_of(leaf)] = if_none
+                if isinstance(leaf.left, ast.Name):
+                    there = self._none_names.setdefault((leaf.left.id, leaf.left.lineno), {})
+                    there[position_of(leaf)] = if_none
                 for part, inverted in _values(leaf.left):
                     if not inverted:
                         self._nones[position_of(part)] = if_none
@@ -226,6 +239,12 @@ def _span(statements: list[ast.stmt]) -> tuple[Position, ...]:
 
 def _within(inner: Position, outer: Position) -> bool:
     return outer[:2] <= inner[:2] and inner[2:] <= outer[2:]
+
+
+def _negative(node: ast.expr) -> bool | None:
+    if not isinstance(node, ast.Compare) or len(node.ops) > 1:
+        return None
+    return {ast.Is: False, ast.In: False, ast.IsNot: True, ast.NotIn: True}.get(type(node.ops[0]))
 
 
 def _without_not(node: ast.expr) -> tuple[ast.expr, bool]:
