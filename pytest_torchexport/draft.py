@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_torchexport.backends.base import Backend, FlatOutput
-from pytest_torchexport.diagnose import keep, message
+from pytest_torchexport.diagnose import keep, message, reproduce
 from pytest_torchexport.diagnose.cause import Attribution, Finding
 from pytest_torchexport.diagnose.refusal import explain
 from pytest_torchexport.memory import Memory
@@ -153,8 +153,11 @@ class Draft:
             rest += f", {message.how_it_differs(leaves[0])}"
         head = message.headline(self._model, self.backend.id, self.policy.device, verdict, rest)
         arguments = trial.describe()
+        again = (
+            None if trial.kind in ("example", "extra") else reproduce.again(trial.calls, self.plan, self._input_file)
+        )
         text = message.mismatch(
-            head, cause, label=trial.label, arguments=arguments, leaves=leaves, raised=finding.raised
+            head, cause, label=trial.label, arguments=arguments, leaves=leaves, raised=finding.raised, again=again
         )
         self.shown = failure
         return self.outcome(
@@ -165,6 +168,7 @@ class Draft:
             evidence=cause.evidence,
             leaves=tuple(leaves[:_LEAVES_KEPT]),
             failing_input=arguments,
+            paste=again.text if again is not None and again.complete else None,
         )
 
     def fixed_argument(self, error: ConventionError, trial: Trial) -> Outcome:
@@ -193,8 +197,7 @@ class Draft:
     def kept(self, outcome: Outcome) -> Outcome:
         """Keep what a person will want to look at, if the policy says so."""
         around = self.surroundings
-        wanted = around.keep == "on" or (around.keep == "retain-on-failure" and outcome.failed)
-        if around.keep_in is None or not wanted:
+        if around.keep_in is None or not self._keeps(failed=outcome.failed):
             # A temporary folder is gone when the outcome is read.
             return dataclasses.replace(outcome, artifact=None) if around.directory is None else outcome
         tensors: dict[str, Any] = {}
@@ -205,6 +208,16 @@ class Draft:
             tensors["exported"] = [_values(output) for output in record.outputs]
         artifact = self.facts.get("artifact")
         return keep.keep(outcome, around.keep_in, Path(artifact) if artifact else None, tensors)
+
+    def _keeps(self, *, failed: bool) -> bool:
+        keep = self.surroundings.keep
+        return keep == "on" or (keep == "retain-on-failure" and failed)
+
+    @property
+    def _input_file(self) -> str:
+        """Where the failing input will be kept; empty if it will not."""
+        folder = self.surroundings.keep_in
+        return str(folder / "input.npz") if folder is not None and self._keeps(failed=True) else ""
 
     @property
     def _model(self) -> str:
@@ -220,6 +233,7 @@ class Draft:
         evidence: tuple[Evidence, ...] = (),
         leaves: tuple[Leaf, ...] = (),
         failing_input: str | None = None,
+        paste: str | None = None,
     ) -> Outcome:
         """The outcome with all that is known so far."""
         tolerance = self.policy.tolerance
@@ -241,6 +255,7 @@ class Draft:
             compared=self.compared,
             inputs=tuple(self.inputs),
             failing_input=failing_input,
+            paste=paste,
             not_checked=tuple(self.not_checked),
             tolerance=f"set: {tolerance}" if tolerance else "default",
             durations=dict(self.durations),

@@ -226,6 +226,9 @@ class Outcome:
         compared: number of leaf comparisons that were made, over all inputs.
         inputs: every input that was run and compared, in order.
         dropped: number of generated inputs that eager rejects or `assume` excludes, by kind and reason.
+        failing_input: arguments of the simplest input that fails, in one line.
+        paste: that input as an argument of the check, `extra_inputs=[...]`; None where it is the user's own, or its
+            values are too many to be written down.
         not_checked: the ledger of what this verdict does not cover.
         branches: which branches of the user's code the inputs took; None where they were not observed.
         durations: seconds by stage.
@@ -251,6 +254,7 @@ class Outcome:
     inputs: tuple[Input, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
     failing_input: str | None = None
+    paste: str | None = None
     not_checked: tuple[NotChecked, ...] = ()
     tolerance: str = ""
     branches: BranchCoverage | None = None

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_torchexport.diagnose.cause import Attribution
+    from pytest_torchexport.diagnose.reproduce import Again
 
 _REMEDY = {
     Cause.BAKED_BRANCH: (
@@ -47,6 +48,7 @@ def mismatch(
     arguments: str,
     leaves: Sequence[Leaf],
     raised: str | None,
+    again: Again | None = None,
 ) -> str:
     """The message for verdicts `mismatch` and `failed`.
 
@@ -57,11 +59,13 @@ def mismatch(
         arguments: its arguments in one line.
         leaves: what differs on it.
         raised: what the exported program raised on it, if it did.
+        again: how to check it again; None for an input that is the user's own.
     """
     lines = [head]
     if attribution.location is not None:
         lines += _quote(attribution.location)
     lines.append(f"  input: {label}: ({arguments})")
+    lines += again.lines if again is not None else []
     if raised is not None:
         lines.append(f"  eager runs, the exported program raises {raised}")
     for leaf in leaves[:_LEAVES_SHOWN]:

@@ -60,6 +60,7 @@ def full() -> dict[str, Any]:
         inputs=(Input("example", "example"), Input("random", "1", 2, agrees=False)),
         dropped={"random: rejected": 2},
         failing_input="x=1",
+        paste="extra_inputs=[(1,)]",
         not_checked=(NotChecked("what", "why"),),
         durations={"export": 0.5, "run": 0.25},
         artifact="model.pt",
