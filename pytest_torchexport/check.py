@@ -267,6 +267,7 @@ class _Story:
     def _run_all(self, program: Program, snapshot: Snapshot, reference: Reference) -> Outcome:
         """Run and compare every input, then conclude from all of them."""
         failures: list[Failure] = []
+        agreeing: list[Trial] = []
         unjudged: list[tuple[Trial, str]] = []
         # A call that raises comes last: torch.compile runs a function that has raised in eager from then on.
         for trial in sorted(reference.trials, key=lambda trial: trial.record.error is not None):
@@ -289,6 +290,8 @@ class _Story:
             self.draft.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=finding is None))
             if finding is not None:
                 failures.append(Failure(trial, finding, record))
+            else:
+                agreeing.append(trial)
         self.draft.facts["details"] = dict(program.exported.details)
         self.draft.facts["environment"] |= {"exported": devices.numerics_flags()}
         self.draft.note(*program.exported.not_checked)
@@ -300,7 +303,7 @@ class _Story:
         if not failures:
             too_few = reference.coverage and below_minimum(reference.coverage, self.policy.min_coverage)
             return self.draft.outcome(Verdict.INVALID, too_few) if too_few else self.draft.equivalent()
-        return self._not_equivalent(program, snapshot, reference, failures)
+        return self._not_equivalent(program, snapshot, reference, failures, agreeing)
 
     def _compare(
         self, program: Program, snapshot: Snapshot, reference: Reference, trial: Trial, record: Record
@@ -393,7 +396,12 @@ class _Story:
         return any(argument == name or argument.startswith((name + "[", name + ".")) for name in self.plan.inputs or ())
 
     def _not_equivalent(
-        self, program: Program, snapshot: Snapshot, reference: Reference, failures: list[Failure]
+        self,
+        program: Program,
+        snapshot: Snapshot,
+        reference: Reference,
+        failures: list[Failure],
+        agreeing: list[Trial],
     ) -> Outcome:
         """Make sure that eager is not to blame, find the cause, and say it on the simplest input that fails."""
         first = simplest(failures)
@@ -407,23 +415,31 @@ class _Story:
         with self.draft.at(Stage.COMPARE):
             first = shrunk(first, self.plan, snapshot, reference, program, compare)
         remember(first, self.plan, self.surroundings.kept)
-        verdict = Verdict.FAILED if first.finding.raised else Verdict.MISMATCH
-        findings = [failure.finding for failure in (first, *others)]
+        failures = [first, *others]
         with self.draft.at(Stage.COMPARE):
-            baked = self._baked(program, snapshot, reference, [first, *others])
+            baked = self._baked(program, snapshot, reference, failures, agreeing)
+        if baked is not None and baked.failing > 0:  # shown is the input that proves it
+            failures.insert(0, failures.pop(baked.failing))
+        findings = [failure.finding for failure in failures]
         cause = attribute(findings, len(self.draft.inputs), program.exported.suspicions, baked)
-        return self.draft.conclude(verdict, cause, first)
+        verdict = Verdict.FAILED if findings[0].raised else Verdict.MISMATCH
+        return self.draft.conclude(verdict, cause, failures[0])
 
     def _baked(
-        self, program: Program, snapshot: Snapshot, reference: Reference, failures: list[Failure]
+        self,
+        program: Program,
+        snapshot: Snapshot,
+        reference: Reference,
+        failures: list[Failure],
+        agreeing: list[Trial],
     ) -> Baked | None:
         """The decision that the export keeps from the example; none is to blame where the example itself fails."""
-        if self.plan.branches == "off" or any(failure.finding.is_example for failure in failures):
+        if self.plan.branches == "off" or any(f.finding.is_example and f.finding.calls == 1 for f in failures):
             return None
         compare = functools.partial(self._comparison, program)
         failing = [Failing(failure.trial, failure.record) for failure in failures]
         suspicions = program.exported.suspicions
-        return find_baked(self.plan, snapshot, reference, failing, self.agreeing, suspicions, compare)
+        return find_baked(self.plan, snapshot, reference, failing, agreeing, suspicions, compare)
 
 
 def _cut(text: str, limit: int = 500) -> str:
