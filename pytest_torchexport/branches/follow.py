@@ -14,9 +14,10 @@ import torch
 
 from pytest_torchexport.branches import tracked
 from pytest_torchexport.branches.instrument import LOOPS, RELAY, SITES
+from pytest_torchexport.branches.margins import Array as _Array
 from pytest_torchexport.branches.margins import Info, Lookup, MarginMode
 from pytest_torchexport.branches.sites import Site
-from pytest_torchexport.branches.tracked import Origin, TrackedBool, TrackedFloat, TrackedInt
+from pytest_torchexport.branches.tracked import Count, Origin, TrackedBool, TrackedFloat, TrackedInt
 from pytest_torchexport.branches.twins import Twins
 from pytest_torchexport.inputs.space import Space
 from pytest_torchexport.subject import containers
@@ -175,6 +176,7 @@ class _Followed:
         self._within: list[int] = []
         self._last: Any = None
         self._ranges: dict[int, tuple[range, Any]] = {}
+        self._collections: dict[int, tuple[Any, Origin]] = {}
         tensors = {name: t for name, t in state.items() if isinstance(t, torch.Tensor)}
         self.mode = MarginMode({id(t) for t in tensors.values()}, self._taken, bool(space.sizes()))
         for name in changing & tensors.keys():
@@ -283,9 +285,18 @@ class _Followed:
         if tracked.is_tracked(value):
             with torch.enable_grad():
                 return bool(tracked.plain(value)), tracked.margin_of(value), tracked.is_size(value), True
-        if isinstance(value, np.ndarray):
-            return bool(value), None, False, isinstance(value, _Array)
+        if isinstance(value, np.ndarray | np.generic):  # numpy's numbers in a forward come from tensors
+            return bool(value), None, False, True
+        length = self._length_of(value)
+        if length is not None:
+            with torch.enable_grad():
+                return bool(value), tracked.margin_of(length), False, True
         return bool(value), None, False, False
+
+    def _length_of(self, value: Any) -> TrackedInt | None:
+        """The length of a collection that tests decided."""
+        held = self._collections.get(id(value))
+        return TrackedInt(len(value), held[1]) if held is not None and held[0] is value else None
 
     def hold(self, site: int, value: Any) -> bool:
         """Decide an operand of `and`; where it ends the evaluation, it is the value."""
@@ -357,6 +368,19 @@ class _Followed:
             parts.append(TrackedBool(outcome, margin, size=size) if depends else outcome)
         return tracked.both(*parts) if any(isinstance(part, TrackedBool) for part in parts) else parts[0] and parts[1]
 
+    def begun(self) -> int:
+        """Where the tests of a comprehension begin."""
+        return len(self._followed.tests)
+
+    def collected(self, begun: int, container: Any) -> Any:
+        """What a comprehension made: its length depends on the tests in it."""
+        tests = self._followed.tests[begun:]
+        if tests and len(self._collections) < _LIMIT:
+            margins = [test.margin for test in tests if test.margin is not None]
+            count = Count(torch.stack(margins)) if margins and len(margins) == len(tests) else None
+            self._collections[id(container)] = (container, Origin(None, count))
+        return container
+
     def iterate(self, site: int, iterable: Any) -> Any:
         """What a loop goes through."""
         held = self._ranges.get(id(iterable))
@@ -365,28 +389,43 @@ class _Followed:
             self._followed.loops.append(SITES[site])
         return iterable
 
+    def caught(self, site: int) -> None:
+        """An `except` clause is entered: the observer has seen it."""
+
     def call(self, site: int, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function."""
-        if isinstance(function, types.FunctionType | types.MethodType) or isinstance(function, torch.nn.Module):
+        if isinstance(function, types.FunctionType | types.MethodType | torch.nn.Module):
             self._twins.add(function)
-            code = getattr(function, "__code__", None)
-            if code is not None and self._is_users(code.co_filename):
-                return function(*args, **kwargs)
-            if isinstance(function, torch.nn.Module):
-                return function(*args, **kwargs)
-        elif isinstance(function, type) and not issubclass(function, (int, float, str, list, tuple, dict, set)):
-            self._twins.add(function)
+            return self._users_own(function, args, kwargs)
         special = _SPECIAL.get(function) if isinstance(function, _HASHABLE) else None
+        if special is None and not isinstance(function, types.BuiltinFunctionType) and _is_own(function):
+            self._twins.add(function)
         self._within.append(site)
         try:
             if special is not None and args and not kwargs:
                 return special(self, function, *args)
             if _keeps(function):
                 return function(*args, **kwargs)
-            args, kwargs = _plainly(args), {key: _plain_bool(value) for key, value in kwargs.items()}
-            return function(*args, **kwargs)
+            made = function(*_plainly(args), **{key: _plain_bool(value) for key, value in kwargs.items()})
+            # What a library makes of a number depends on the input as the number does.
+            return self._dependent(made) if _depend(function, args) else made
         finally:
             self._within.pop()
+
+    def _users_own(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call a Python function; a plain value that it chose by a test depends on the input."""
+        before = len(self._followed.tests)
+        self._within.append(-1)
+        try:
+            made = function(*args, **kwargs)
+        finally:
+            self._within.pop()
+        return self._dependent(made) if len(self._followed.tests) > before else made
+
+    def _dependent(self, value: Any) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        return tracked.track(value, None) if type(value) in (bool, int, float) else value
 
     def cast(self, function: Any, value: Any, *rest: Any) -> Any:
         """`float(value)`, `int(value)`, `bool(value)`."""
@@ -419,7 +458,30 @@ class _Followed:
         """`len(value)`; of a tensor it is a size."""
         if isinstance(value, torch.Tensor):
             return value.__len__()
-        return function(value)
+        length = self._length_of(value)
+        return function(value) if length is None else length
+
+    def quantify(self, function: Any, values: Any) -> Any:
+        """`any` or `all` of truth values."""
+        if isinstance(values, torch.Tensor):
+            return function(values)
+        parts: list[TrackedBool | bool] = []
+        depends = size = False
+        for value in values:
+            outcome, margin, of_size, known = self._judge(value)
+            depends, size = depends or known, size or of_size
+            parts.append(TrackedBool(outcome, margin, size=of_size) if known else outcome)
+            if outcome is (function is any):
+                break
+        result = function(bool(part) for part in parts)
+        if not depends:
+            return result
+        with torch.enable_grad():
+            margins = [part.margin for part in parts if isinstance(part, TrackedBool) and part.margin is not None]
+            if not margins:
+                return TrackedBool(result, None, size=size)
+            joined = torch.stack([margin.to(torch.float64) for margin in margins])
+            return TrackedBool(result, tracked.at_least(joined, 1 if function is any else len(margins)), size=size)
 
     def extreme(self, function: Any, *values: Any) -> Any:
         """`max`, `min`, `sum`, `sorted` over numbers: comparing tracked ones keeps them tracked."""
@@ -451,10 +513,6 @@ class _Box:
     value: Any
 
 
-class _Array(np.ndarray):
-    """An array that came from a tensor which depends on the input."""
-
-
 _HASHABLE = (type, types.BuiltinFunctionType)
 _SAME: Callable[[torch.Tensor], torch.Tensor] = lambda value: value * 1.0  # noqa: E731
 
@@ -477,6 +535,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     len: _Followed.length,
     range: _Followed.count_up,
     **dict.fromkeys((max, min, sum, sorted), _Followed.extreme),
+    **dict.fromkeys((any, all), _Followed.quantify),
     **dict.fromkeys((*_MATH, math.isnan, math.isinf, math.isfinite), _Followed.calculate),
 }
 
@@ -490,13 +549,25 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def _is_own(function: Any) -> bool:
+    """Whether something callable may run code of the user's: a class, or an object with `__call__`."""
+    kind = function if isinstance(function, type) else type(function)
+    return not kind.__module__.startswith(("builtins", "torch", "numpy"))
+
+
+def _depend(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a library's function is given something that depends on the input, other than a tensor."""
+    owner = getattr(function, "__self__", None)
+    return isinstance(owner, _Array) or any(tracked.is_tracked(arg) or isinstance(arg, _Array) for arg in args)
+
+
 def _keeps(function: Any) -> bool:
     """Whether a built-in function stores what it is given in a container of the user's."""
     owner = getattr(function, "__self__", None)
     return isinstance(owner, (list, dict, set)) or function in _CONTAINERS if isinstance(function, _HASHABLE) else False
 
 
-_CONTAINERS = (list, tuple, set, frozenset, dict, enumerate, zip, reversed, map, filter, any, all, abs, round, divmod, pow)
+_CONTAINERS = (list, tuple, set, frozenset, dict, enumerate, zip, reversed, map, filter, abs, round, divmod, pow)
 
 
 def _plain_bool(value: Any) -> Any:

@@ -30,8 +30,8 @@ def implied(source: Source, function: _Function, known: Collection[Site], names:
     """
     reader = _Reader(source, set(known), set(names))
     before = -1
-    while before != len(reader.names) + len(reader.sites):
-        before = len(reader.names) + len(reader.sites)
+    while before != (now := len(reader.names) + len(reader.sites) + len(reader.collections)):
+        before = now
         reader.read(function.body, controlled=False)
     return reader.sites - set(known)
 
@@ -40,6 +40,7 @@ class _Reader:
     def __init__(self, source: Source, sites: set[Site], names: set[str]) -> None:
         self._source = source
         self.sites, self.names = sites, names
+        self.collections: set[str] = set()
 
     def read(self, body: list[ast.stmt], *, controlled: bool) -> None:
         """Follow statements in order; `controlled` where another decision decides whether they run."""
@@ -64,7 +65,7 @@ class _Reader:
         for node in _own(statement):
             for leaf in decisions_of(node):
                 site = self._source.condition(leaf)
-                if site not in self.sites and _reads(leaf, self.names):
+                if site not in self.sites and (_reads(leaf, self.names) or _measures(leaf, self.collections)):
                     self.sites.add(site)
                 depends |= site in self.sites and node is statement
         if isinstance(statement, ast.For | ast.While):
@@ -79,6 +80,13 @@ class _Reader:
 
     def _assignments(self, statement: ast.stmt, *, controlled: bool) -> None:
         match statement:
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method))):
+                if controlled and method in _GROWS:
+                    self.collections.add(name)
+                return
+            case ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name))]) if controlled:
+                self.collections.add(name)
+                return
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 augmented = False
             case ast.AugAssign(target=ast.Name(id=name), value=value):
@@ -124,6 +132,20 @@ def _reads(leaf: ast.expr, names: Collection[str]) -> bool:
     for operand in operands:
         held += [n for n in ast.walk(operand) if isinstance(n, ast.Name)] if _is_plain(operand) else []
     return any(isinstance(name, ast.Name) and name.id in names for name in held)
+
+
+_GROWS = frozenset(("append", "extend", "add", "update", "insert", "pop", "remove", "discard", "clear", "setdefault"))
+
+
+def _measures(leaf: ast.expr, collections: Collection[str]) -> bool:
+    """Whether a condition is about a collection being empty, or about its length."""
+    operands = [leaf.left, *leaf.comparators] if isinstance(leaf, ast.Compare) else [leaf]
+    for operand in operands:
+        match operand:
+            case ast.Call(func=ast.Name(id="len"), args=[ast.Name(id=name)]) | ast.Name(id=name):
+                if name in collections:
+                    return True
+    return False
 
 
 def leading_out(source: Source) -> set[tuple[Site, bool]]:

@@ -55,6 +55,15 @@ class Runtime(Protocol):
     def iterate(self, site: int, iterable: Any) -> Any:
         """What a loop goes through."""
 
+    def caught(self, site: int) -> None:
+        """An `except` clause is entered."""
+
+    def begun(self) -> int:
+        """Where the tests of a comprehension begin."""
+
+    def collected(self, begun: int, container: Any) -> Any:
+        """What a comprehension made: its length depends on the tests in it."""
+
     def call(self, site: int, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function."""
 
@@ -276,6 +285,20 @@ class _Instrument(ast.NodeTransformer):
         node.ifs = [self._condition(one) for one in node.ifs]
         return node
 
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        return self._comprehension(node)
+
+    def visit_SetComp(self, node: ast.SetComp) -> ast.AST:
+        return self._comprehension(node)
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
+        return self._comprehension(node)
+
+    def _comprehension(self, node: Any) -> ast.AST:
+        filtered = any(generator.ifs for generator in node.generators)
+        made = self.generic_visit(node)
+        return self._told("collected", node, self._told("begun", node), made) if filtered else made  # type: ignore[arg-type]
+
     def visit_For(self, node: ast.For) -> ast.AST:
         node.iter = self._iterated(node.iter)
         node.target = self.visit(node.target)
@@ -345,6 +368,12 @@ class _Instrument(ast.NodeTransformer):
         site = self._number(self._source.number(node))
         runtime = ast.Attribute(ast.Constant(_MARK), "call", ast.Load())
         return self._placed(ast.Call(runtime, [site, node.func, *node.args], node.keywords), node)
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        told = ast.Expr(self._told("caught", node, self._number(self._source.handler(node))))
+        node.type = None if node.type is None else self.visit(node.type)
+        node.body = [self._placed(told, node), *(self._one(statement) for statement in node.body)]
+        return node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         return node  # Python 3.11 does not give the positions in it

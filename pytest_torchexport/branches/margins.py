@@ -24,6 +24,10 @@ _LISTED = 4096
 """Elements up to which a tensor that becomes a list is tracked element by element."""
 
 
+class Array(np.ndarray[Any, Any]):
+    """An array that came from a tensor which depends on the input."""
+
+
 @dataclass(frozen=True, eq=False)
 class Info:
     """What is known of one tensor that depends on the input.
@@ -121,9 +125,12 @@ class MarginMode(TorchFunctionMode):
         if name in _TAKES_NUMBER and known:
             return self._take(name, func, args, kwargs)
         if name in ("detach", "data", "detach_") and args[0].requires_grad:
-            return args[0].view_as(args[0])
-        if name == "numpy" and args[0].requires_grad:
-            return func(args[0].detach(), *args[1:], **kwargs)
+            with torch.enable_grad():
+                kept = args[0].view_as(args[0])
+            self.know(kept, self.info(args[0]) or Info())
+            return kept
+        if name == "numpy":
+            return func(args[0].detach(), *args[1:], **kwargs).view(Array)
         args, kwargs = _without_bools(args), {k: _without_bool(v) for k, v in kwargs.items()}
         target = _written(func, name, args, kwargs)
         if target is not None and id(target) in self.state:
@@ -275,7 +282,7 @@ class MarginMode(TorchFunctionMode):
                 made.append(part)
                 continue
             info = Info()
-            if name in ("max", "min", "topk", "sort") and index == 1 and args:
+            if name in ("max", "min") and index == 1 and args:
                 info = Info(choice=self._choice("argmax" if name != "min" else "argmin", args, kwargs, part))
             elif mirrored is not None:
                 info = Info(mirror=mirrored[index]) if not part.requires_grad else Info()
@@ -468,7 +475,7 @@ class MarginMode(TorchFunctionMode):
         if not (isinstance(scores, torch.Tensor) and scores.requires_grad):
             return None
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if name in ("topk", "sort"):
+        if name in ("topk", "sort") or not isinstance(dim, int | None):
             return None
         scores = -scores if name == "argmin" else scores
         made = scores.reshape(-1) if dim is None else scores.movedim(dim, -1)

@@ -367,6 +367,8 @@ def _binary(name: str, *, reflected: bool) -> Callable[[Any, Any], Any]:
             base = int if isinstance(self, int) else float
             dunder = f"__{'r' if reflected else ''}{name}__"
             return getattr(base, dunder)(plain(self), other)
+        if isinstance(other, TrackedBool):
+            other = other.number()
         one, two = (other, self) if reflected else (self, other)
         value = python(plain(one), plain(two))
         made = through(value, function, one, two)
