@@ -19,6 +19,7 @@ from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked
 from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
+from pytest_torchexport.eager import Unstable, agrees_with_itself, second_opinion
 from pytest_torchexport.errors import (
     BackendUnavailable,
     ConventionError,
@@ -30,14 +31,7 @@ from pytest_torchexport.errors import (
 from pytest_torchexport.outcome import Cause, Input, Leaf, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make
-from pytest_torchexport.reference import (
-    Reference,
-    ReferenceStore,
-    Trial,
-    Unstable,
-    agrees_with_itself,
-    second_opinion,
-)
+from pytest_torchexport.reference import Reference, ReferenceStore, Trial
 from pytest_torchexport.subject import devices
 from pytest_torchexport.subject.state import Snapshot, parameter_marks
 

@@ -13,10 +13,11 @@ from pytest_torchexport.branches.observation import Observing
 from pytest_torchexport.branches.sites import Kind
 from pytest_torchexport.diagnose.cause import Finding, kind_of
 from pytest_torchexport.draft import Failure
+from pytest_torchexport.eager import Unstable, agrees_with_itself, eager_run
 from pytest_torchexport.errors import ConventionError, NothingCompiled, UsageError
 from pytest_torchexport.inputs.shrink import shrink
 from pytest_torchexport.outcome import Cause
-from pytest_torchexport.reference import Trial, Unstable, accepts, agrees_with_itself, eager_run, space_of
+from pytest_torchexport.reference import Trial, accepts, space_of
 from pytest_torchexport.subject import containers, source
 
 if TYPE_CHECKING:

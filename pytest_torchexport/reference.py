@@ -7,32 +7,28 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from pytest_torchexport.backends.base import Structure
 from pytest_torchexport.branches.search import Search
-from pytest_torchexport.compare.noise import Eager, RoundingNoise
-from pytest_torchexport.compare.records import SecondOpinion, StateView, compare_records, named_leaves
+from pytest_torchexport.compare.records import StateView
+from pytest_torchexport.eager import eager_run, first_run, writes_parameters
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw
 from pytest_torchexport.inputs.fits import fits
 from pytest_torchexport.inputs.space import Space
-from pytest_torchexport.outcome import Leaf
-from pytest_torchexport.subject import containers, source
-from pytest_torchexport.subject.call import Call, name_of, positional_names
-from pytest_torchexport.subject.run import Record, run, storage_of
-from pytest_torchexport.subject.state import Snapshot, buffer_names, identical, parameter_marks, parameters
+from pytest_torchexport.subject import source
+from pytest_torchexport.subject.state import Snapshot, buffer_names, parameter_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from contextlib import AbstractContextManager
 
     from pytest_torchexport.branches.follow import Runner
     from pytest_torchexport.branches.observation import Taken
     from pytest_torchexport.branches.sites import Site
+    from pytest_torchexport.compare.noise import RoundingNoise
     from pytest_torchexport.memory import Memory
     from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.plan import Plan
+    from pytest_torchexport.subject.call import Call
+    from pytest_torchexport.subject.run import Record
 
 _ATTEMPTS_PER_INPUT = 5
 """How many generated inputs eager may reject for each that is wanted, before generation gives up."""
@@ -121,7 +117,7 @@ def make_reference(plan: Plan, snapshot: Snapshot, memory: Memory | None = None)
     reference = Reference(start=snapshot.values, buffers=buffer_names(plan.model))
     marks = parameter_marks(plan.model)
     example = (plan.example,) * plan.calls
-    first = _first_run(plan, snapshot, reference, example)
+    first = first_run(plan, snapshot, reference, example)
     if reference.invalid is not None:
         return reference
     search = _search(plan, snapshot, reference)
@@ -138,7 +134,7 @@ def make_reference(plan: Plan, snapshot: Snapshot, memory: Memory | None = None)
     if search is not None:
         _add_found(plan, snapshot, reference, search)
     if reference.invalid is None:  # all generated inputs may have been dropped
-        reference.invalid = _writes_parameters(plan, marks)
+        reference.invalid = writes_parameters(plan, marks)
     return reference
 
 
@@ -193,169 +189,6 @@ def _add_found(plan: Plan, snapshot: Snapshot, reference: Reference, search: Sea
             trial = Trial(found.calls, record, "branch", found.label, taken=found.taken, goals=tuple(found.goals))
             reference.trials.append(trial)
     reference.coverage = search.report(plan.branches)
-
-
-def eager_run(
-    plan: Plan,
-    snapshot: Snapshot,
-    reference: Reference,
-    calls: tuple[Call, ...],
-    seed: int = 0,
-    mode: AbstractContextManager[Any] | None = None,
-    program: Callable[..., Any] | None = None,
-) -> Record:
-    """Run eager once from the snapshot's state, under the mode if there is one, and put that state back.
-
-    A `program` is called in the model's place: the model itself under instruments.
-    """
-    snapshot.restore()
-    try:
-        record = run(
-            program or plan.model,
-            calls,
-            device=plan.device,
-            seed=plan.seed + seed,
-            keep_apart=snapshot.tensors(),
-            parameters=plan.parameters(),
-            names=positional_names(plan.model, plan.example),
-            needs_grad_mode=reference.needs_grad_mode,
-            mode=mode,
-            clone_all=reference.reuses_memory,
-        )
-        record.state = snapshot.changes()
-    finally:
-        snapshot.restore()
-    # Most models leave their arguments alone: then the copies that they ran on need not be held.
-    record.arguments = [
-        before if _same_arguments(before, after) else after
-        for before, after in zip(calls, record.arguments, strict=False)
-    ]
-    return record
-
-
-def _same_arguments(before: Call, after: Call) -> bool:
-    return identical([before.args, dict(before.kwargs)], [after.args, dict(after.kwargs)])
-
-
-def _first_run(plan: Plan, snapshot: Snapshot, reference: Reference, example: tuple[Call, ...]) -> Record:
-    """Run the example, again with other random numbers, and see whether the module agrees with itself."""
-    marks = parameter_marks(plan.model)
-    first = eager_run(plan, snapshot, reference, example)
-    if first.error is not None and not plan.grad and "does not require grad" in str(first.error):
-        reference.needs_grad_mode = True
-        first = eager_run(plan, snapshot, reference, example)
-    if first.error is not None:
-        reference.invalid = _raised(plan, first.error)
-        return first
-    reference.invalid = _writes_parameters(plan, marks)
-    if reference.invalid is not None:
-        return first
-    opaque = _uncomparable(first)
-    if opaque:
-        reference.invalid = opaque
-        return first
-    reference.invalid = _disagrees_with_itself(plan, snapshot, reference, example, first)
-    return first
-
-
-def _writes_parameters(plan: Plan, marks: Mapping[str, Any]) -> str | None:
-    changed = [name for name, mark in parameter_marks(plan.model).items() if marks[name] != mark]
-    if not changed:
-        return None
-    return (
-        f"forward changes the parameter {changed[0]!r} itself, so no two runs start alike. Parameters are never "
-        "copied by a check: keep what forward writes in a buffer (register_buffer)."
-    )
-
-
-def _raised(plan: Plan, error: Exception) -> str:
-    where = source.of_exception(error)
-    line = f" at {where} ({where.source})" if where else ""
-    return (
-        f"eager {name_of(plan.model)} itself raises on the example{line}: {type(error).__name__}: {error}. "
-        "Call the model on these arguments first; a check needs an example on which eager runs."
-    )
-
-
-def _uncomparable(record: Record) -> str | None:
-    for output in record.outputs:
-        for path, leaf in containers.leaves(output, "output"):
-            known = (torch.Tensor, *containers.SCALARS)
-            if not isinstance(leaf, known) and type(leaf).__module__ != "numpy":
-                return (
-                    f"{path} is a {type(leaf).__name__}, which cannot be compared. Return tensors, numbers, strings or "
-                    "containers of them, or register the type with torch.utils._pytree.register_pytree_node."
-                )
-    return None
-
-
-def _disagrees_with_itself(
-    plan: Plan, snapshot: Snapshot, reference: Reference, example: tuple[Call, ...], first: Record
-) -> str | None:
-    """Why the module is not a function of its inputs and state; None if it is."""
-    second = eager_run(plan, snapshot, reference, example, seed=1)
-    reference.reuses_memory = _share_memory(plan, first, second)
-    if reference.reuses_memory:
-        first.outputs[:] = eager_run(plan, snapshot, reference, example).outputs
-        second = eager_run(plan, snapshot, reference, example, seed=1)
-    leaf = _first_difference(plan, reference, example, first, second)
-    if leaf is None:
-        return None
-    again = eager_run(plan, snapshot, reference, example)
-    if _first_difference(plan, reference, example, first, again) is not None:
-        return (
-            f"eager {name_of(plan.model)} is not deterministic: two runs from the same state and random seed differ at "
-            f"{leaf.path} ({leaf.reason}). Look for a clock, a generator that is not torch's global one, or an "
-            "operator without a deterministic form (torch.use_deterministic_algorithms(True) names it)."
-        )
-    dropouts = _active_dropouts(plan.model)
-    if dropouts:
-        return (
-            f"{name_of(plan.model)} is in training mode and its dropout is active ({', '.join(dropouts[:3])}), so that "
-            "its output is random. Call model.eval() before the check, or set the dropout's p to 0."
-        )
-    return (
-        f"eager {name_of(plan.model)} draws random numbers: {leaf.path} depends on the random seed ({leaf.reason}). "
-        "Exported programs draw others. Pass the random tensor as an argument, or call model.eval()."
-    )
-
-
-def _share_memory(plan: Plan, one: Record, other: Record) -> bool:
-    """Whether two runs hand out the same memory, other than that of parameters: a workspace that is written anew."""
-    weights = {storage_of(tensor) for tensor in parameters(plan.model).values()}
-    ours, theirs = (
-        {storage_of(tensor) for _, tensor in containers.tensors(record.outputs) if tensor.numel()}
-        for record in (one, other)
-    )
-    return bool((ours & theirs) - weights)
-
-
-def _first_difference(
-    plan: Plan, reference: Reference, calls: tuple[Call, ...], one: Record, other: Record
-) -> Leaf | None:
-    if other.error is not None:
-        return Leaf("the second run", agrees=False, reason=f"raises {type(other.error).__name__}: {other.error}")
-    comparison = compare_records(
-        one,
-        other,
-        calls,
-        structure=Structure.SAME,
-        states=reference.states(reference.start),
-        names=plan.names,
-        tolerance=None,
-    )
-    return next(iter(comparison.disagreeing), None)
-
-
-def _active_dropouts(model: object) -> list[str]:
-    if not isinstance(model, torch.nn.Module):
-        return []
-    return [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        for probability in (getattr(module, "p", None), getattr(module, "dropout", None))
-        if module.training and isinstance(probability, (int, float)) and probability > 0
-    ]
 
 
 def _add_extra(plan: Plan, snapshot: Snapshot, reference: Reference, search: Search | None) -> None:
@@ -474,64 +307,3 @@ def _all_dropped(reference: Reference, tried: int, error: Exception | None) -> s
         "Declare what the arguments may be with inputs={...}, loosen assume, or set n_inputs=0 to check only the "
         "example and extra_inputs."
     )
-
-
-def agrees_with_itself(
-    plan: Plan,
-    snapshot: Snapshot,
-    reference: Reference,
-    trial: Trial,
-    program: Callable[..., Any] | None = None,
-) -> Leaf | None:
-    """Run eager once more on an input, before an exported program is blamed for it.
-
-    A `program` stands in the model's place, as in `eager_run`.
-
-    Returns:
-        Where eager's two runs differ; None if they agree.
-    """
-    again = eager_run(plan, snapshot, reference, trial.calls, program=program)
-    return _first_difference(plan, reference, trial.calls, trial.record, again)
-
-
-class Unstable(Exception):
-    """Eager does not repeat its own result on an input; the message says where."""
-
-
-def second_opinion(
-    plan: Plan,
-    snapshot: Snapshot,
-    reference: Reference,
-    trial: Trial,
-    program: Callable[..., Any] | None = None,
-) -> SecondOpinion:
-    """What says whether eager's own rounding explains a difference on an input; the measurement stays with the trial.
-
-    Args:
-        plan: its model is run again, its seed decides the noise.
-        snapshot: the state that the runs start from, and that the model is left in.
-        reference: the trial's.
-        trial: the input.
-        program: what stands in the model's place, if the trial's record is not the model's own.
-    """
-
-    def leaves(record: Record) -> dict[str, Any]:
-        return named_leaves(record, len(trial.calls), reference.start, plan.names)
-
-    def rerun(mode: AbstractContextManager[Any], dtype: torch.dtype | None = None) -> Record:
-        calls = tuple(call.place(plan.device, dtype) for call in trial.calls)
-        return eager_run(plan, snapshot, reference, calls, mode=mode, program=program)
-
-    def ask(leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
-        if trial.noise is None:
-            # Noise is how far two runs with rounding errors differ: it means nothing if two equal runs differ too.
-            differs = agrees_with_itself(plan, snapshot, reference, trial, program)
-            if differs is not None:
-                msg = f"{differs.path} ({differs.reason})"
-                raise Unstable(msg)
-            trial.noise = RoundingNoise(leaves(trial.record), plan.seed)
-        model = plan.model
-        eager = Eager(rerun, leaves, lambda: parameters(model).values())
-        return trial.noise.judge(leaf, expected, actual, eager, disputed)
-
-    return ask

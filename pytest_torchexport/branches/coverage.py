@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,8 @@ from pytest_torchexport.outcome import BranchCoverage, BranchOutcome, Decision, 
 from pytest_torchexport.subject.source import locate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from pytest_torchexport.branches.observation import Taken
 
 OTHER = "other"
@@ -106,7 +107,7 @@ class Coverage:
         if known.example is None:
             known.example = what
         new = [outcome for outcome in self._outcomes(site, what) if outcome not in known.reached]
-        known.reached |= {outcome: (kind, label) for outcome in new}
+        known.reached |= dict.fromkeys(new, (kind, label))
         return [(site, outcome) for outcome in new]
 
     def _outcomes(self, site: Site, what: Any) -> list[Any]:
@@ -153,7 +154,8 @@ class Coverage:
         shown = [
             site
             for site in sorted(self._known)
-            if site.kind not in (Kind.NUMBER, Kind.LOOP) or not any(_within(site, other) for other in conditions)
+            if site.kind not in (Kind.NUMBER, Kind.LOOP)
+            or not any(_within(site, other) for other in conditions)
             or site.kind is Kind.LOOP
         ]
         return BranchCoverage(mode, tuple(self._decision(site) for site in shown), runs)

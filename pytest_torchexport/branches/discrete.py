@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from pytest_torchexport.inputs.constants import around
 from pytest_torchexport.subject import containers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from pytest_torchexport.inputs.limits import Numbers
     from pytest_torchexport.inputs.space import Space
     from pytest_torchexport.subject.call import Call
@@ -57,9 +58,7 @@ def candidates(
 
 def _on_each(space: Space, base: Calls, path: str, values: torch.Tensor) -> Calls:
     """The input with the values at the path in every call."""
-    return tuple(
-        space.with_values(call, {path: values}, "") if path in space.numbers(call) else call for call in base
-    )
+    return tuple(space.with_values(call, {path: values}, "") if path in space.numbers(call) else call for call in base)
 
 
 def _options(space: Space, base: Calls) -> Iterator[Candidate]:
@@ -121,9 +120,7 @@ def _integers(space: Space, base: Calls, constants: list[Any], generator: torch.
         yield from _orders(space, base, path, one)
 
 
-def _placements(
-    value: torch.Tensor, constant: float, generator: torch.Generator
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _placements(value: torch.Tensor, constant: float, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
     now = value.detach().to("cpu", torch.float64)
     yield "all", torch.full_like(now, constant)
     if now.numel() == 1:
@@ -172,7 +169,9 @@ def _masks(space: Space, base: Calls, generator: torch.Generator) -> Iterator[Ca
 def _mask(now: torch.Tensor, turn: int, generator: torch.Generator) -> tuple[str, torch.Tensor]:
     full = torch.ones_like(now)
     made = full.clone() if turn % 2 else torch.zeros_like(now)
-    what = ("all False", "all True", "one row", "all but one row", "one column", "all but one column", "one", "most")[turn]
+    what = ("all False", "all True", "one row", "all but one row", "one column", "all but one column", "one", "most")[
+        turn
+    ]
     if turn in (2, 3):
         made[0] = 1 - made[0]
     elif turn in (4, 5):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +14,7 @@ from pytest_torchexport.branches.step import Wish, step
 from pytest_torchexport.branches.tracked import chosen, exceeds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pytest_torchexport.branches.follow import Followed
     from pytest_torchexport.branches.margins import Lookup
@@ -137,9 +136,7 @@ def _start(prober: Prober, goal: Goal, calls: Calls) -> _Way | Calls | None:
     return _judged(prober, goal, calls, followed)
 
 
-def _judged(
-    prober: Prober, goal: Goal, calls: Calls, followed: Followed, *, fresh: bool = True
-) -> _Way | Calls | None:
+def _judged(prober: Prober, goal: Goal, calls: Calls, followed: Followed, *, fresh: bool = True) -> _Way | Calls | None:
     """The input if it reaches the goal; where it stands if it reaches the decision; else None."""
     if goal.nth is None and (goal.site, goal.outcome) in set(followed.path) and prober.takes(calls, goal):
         return calls

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import types
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,16 +15,17 @@ from pytest_torchexport.branches import tracked
 from pytest_torchexport.branches.instrument import LOOPS, RELAY, SITES
 from pytest_torchexport.branches.margins import Array as _Array
 from pytest_torchexport.branches.margins import Info, Lookup, MarginMode
-from pytest_torchexport.branches.sites import Site
 from pytest_torchexport.branches.tracked import Count, Origin, TrackedBool, TrackedFloat, TrackedInt
 from pytest_torchexport.branches.twins import Twins
-from pytest_torchexport.inputs.space import Space
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, rebind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
+    from pytest_torchexport.branches.sites import Site
+    from pytest_torchexport.inputs.space import Space
     from pytest_torchexport.subject.run import Record
 
 _LIMIT = 20_000
@@ -261,10 +261,7 @@ class _Followed:
         outcome, margin, size, depends = self._judge(value)
         if where in self._force:
             forced = self._force[where]
-            if isinstance(forced, list):
-                outcome = forced.pop(0) if forced else outcome
-            else:
-                outcome = forced
+            outcome = (forced.pop(0) if forced else outcome) if isinstance(forced, list) else forced
         if len(self._followed.path) < _LIMIT:
             self._followed.path.append((where, outcome))
             if depends:
@@ -275,7 +272,7 @@ class _Followed:
         """Truth, margin, whether it depends on sizes alone, whether it depends on the input."""
         if isinstance(value, torch.Tensor):
             info = self.mode.info(value)
-            with torch._C.DisableTorchFunction():  # noqa: SLF001 the run's own mode would take this for the user's code
+            with torch._C.DisableTorchFunction():
                 outcome = bool(value.detach())
             if info is None:
                 return outcome, None, False, False
@@ -329,7 +326,9 @@ class _Followed:
             outcome, margin, size, depends = self._judge(value)
             return TrackedBool(not outcome, None if margin is None else -margin, size=size) if depends else not outcome
         if tracked.is_tracked(value):
-            return TrackedBool(not tracked.plain(value), _negative(tracked.margin_of(value)), size=tracked.is_size(value))
+            return TrackedBool(
+                not tracked.plain(value), _negative(tracked.margin_of(value)), size=tracked.is_size(value)
+            )
         return not value
 
     def same(self, one: Any, two: Any) -> Any:
@@ -441,15 +440,17 @@ class _Followed:
             return function(value)
         if function is bool:
             return TrackedBool(bool(tracked.plain(value)), tracked.margin_of(value), size=tracked.is_size(value))
-        made = tracked.through(function(tracked.plain(value)), _SAME if function is float else tracked.rounded["trunc"], value)
+        made = tracked.through(
+            function(tracked.plain(value)), _SAME if function is float else tracked.rounded["trunc"], value
+        )
         origin = value.origin
         made.origin = Origin(made.origin.real, origin.count, origin.choice, size=origin.size)
         return made
 
     def _taken_from(self, function: Any, tensor: torch.Tensor) -> Any:
-        with torch._C.DisableTorchFunction():  # noqa: SLF001 the run's own mode would take this for the user's code
+        with torch._C.DisableTorchFunction():
             value = tensor.detach().item()
-        made = self.mode._number(tensor, value)  # noqa: SLF001 the mode and this runtime are one mechanism
+        made = self.mode._number(tensor, value)
         if function is not bool:
             return self._taken("cast", tensor, made)
         return made

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ast
 import weakref
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pytest_torchexport.branches.sites import Site, Source, decisions_of, leaves_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Iterator
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -119,15 +119,11 @@ def _compile(code: types.CodeType) -> types.CodeType | None:
         if isinstance(ancestor, ast.ClassDef):
             tree = ast.ClassDef(ancestor.name, [], [], [tree], [])
         else:
-            bound: list[ast.stmt] = [
-                ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free
-            ]
+            bound: list[ast.stmt] = [ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free]
             empty = ast.arguments([], [], None, [], [], None, [])
             tree = ast.FunctionDef(ancestor.name, empty, [*bound, tree], [])
     module = ast.fix_missing_locations(ast.Module([tree], []))
-    made: types.CodeType = compile(
-        module, code.co_filename, "exec", flags=code.co_flags & _FUTURE, dont_inherit=True
-    )
+    made: types.CodeType = compile(module, code.co_filename, "exec", flags=code.co_flags & _FUTURE, dont_inherit=True)
     for step in found:
         name = getattr(step, "name", "<lambda>")
         made = next(c for c in made.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
@@ -275,9 +271,7 @@ class _Instrument(ast.NodeTransformer):
         return node
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
-        return self._placed(
-            ast.IfExp(self._condition(node.test), self.visit(node.body), self.visit(node.orelse)), node
-        )
+        return self._placed(ast.IfExp(self._condition(node.test), self.visit(node.body), self.visit(node.orelse)), node)
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
         node.target = self.visit(node.target)

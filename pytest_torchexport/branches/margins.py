@@ -220,7 +220,10 @@ class MarginMode(TorchFunctionMode):
     def _describe(self, name: str, func: Any, args: Any, kwargs: Any, out: Any, target: Any) -> Any:
         """Note what is known of the output; returns it, or a differentiable tensor of the same value in its place."""
         if target is not None:
-            self.know(target, Info() if name == "setitem" or target.requires_grad else self._derived(name, args, kwargs, target))
+            self.know(
+                target,
+                Info() if name == "setitem" or target.requires_grad else self._derived(name, args, kwargs, target),
+            )
             if name == "setitem":
                 return out
             if isinstance(out, torch.Tensor) and out is target:
@@ -303,9 +306,9 @@ class MarginMode(TorchFunctionMode):
 
     def _rows(self, name: str, args: Any) -> Count | None:
         """The conditions that decide how many rows a selection by a mask has."""
-        if name == "getitem" and isinstance(args[1], torch.Tensor) and args[1].dtype is torch.bool:
-            margins = self.margin(args[1])
-        elif name == "masked_select" and len(args) > 1:
+        if (name == "getitem" and isinstance(args[1], torch.Tensor) and args[1].dtype is torch.bool) or (
+            name == "masked_select" and len(args) > 1
+        ):
             margins = self.margin(args[1])
         elif name in ("getitem", "index_select") and len(args) > 1 and isinstance(args[-1], torch.Tensor):
             info = self.info(args[-1])  # rows picked by nonzero's indices are as many as those
@@ -333,7 +336,7 @@ class MarginMode(TorchFunctionMode):
             margins = self.margin(args[0]) if isinstance(args[0], torch.Tensor) else None
             if len(args) == 1 and margins is not None:
                 return Info(rows=Count(margins.reshape(-1)))
-        if name in ("isclose",):
+        if name == "isclose":
             return Info(margins=self._closeness(args, kwargs))
         if name in _REARRANGES:
             return self._rearrangement(name, args, kwargs, out)
@@ -360,6 +363,7 @@ class MarginMode(TorchFunctionMode):
 
     def _mirrored_call(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """The same function of the operands' mirrors."""
+
         def one(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 info = self.info(value)
@@ -371,7 +375,20 @@ class MarginMode(TorchFunctionMode):
                 return type(value)(one(v) for v in value) if type(value) in (list, tuple) else value
             return value
 
-        if name in ("to", "type", "long", "int", "float", "double", "half", "bool", "short", "bfloat16", "type_as", "byte"):
+        if name in (
+            "to",
+            "type",
+            "long",
+            "int",
+            "float",
+            "double",
+            "half",
+            "bool",
+            "short",
+            "bfloat16",
+            "type_as",
+            "byte",
+        ):
             source = one(args[0])
             return source if source is not args[0] or source.requires_grad else None
         kwargs = {key: one(value) for key, value in kwargs.items() if key not in ("dtype", "out")}

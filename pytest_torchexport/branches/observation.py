@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch.overrides import TorchFunctionMode
 
@@ -14,6 +13,8 @@ from pytest_torchexport.branches.observe import Observer
 from pytest_torchexport.branches.sites import Kind, Site, source_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from pytest_torchexport.subject.run import Record
 
 Taken = dict[Site, Any]
@@ -37,7 +38,7 @@ class Observing(AbstractContextManager["Observing"]):
     taken: Taken = field(default_factory=dict)
     path: list[tuple[Site, bool]] = field(default_factory=list)
 
-    def __enter__(self) -> Observing:
+    def __enter__(self) -> Self:
         self._numbers = _NumberMode(self.is_users) if self.numbers else None
         if self._numbers is not None:
             self._numbers.__enter__()
@@ -45,7 +46,7 @@ class Observing(AbstractContextManager["Observing"]):
         self._observer.__enter__()
         return self
 
-    def __exit__(self, *details: Any) -> None:
+    def __exit__(self, *details: object) -> None:
         self._observer.__exit__(*details)
         if self._numbers is not None:
             self._numbers.__exit__(*details)
@@ -88,7 +89,7 @@ class _NumberMode(TorchFunctionMode):
         return value
 
     def _where(self) -> Site | None:
-        frame = sys._getframe(2)  # noqa: SLF001 there is no other way to the caller
+        frame = sys._getframe(2)
         if not self._is_users(frame.f_code.co_filename):
             return None
         source = source_of(frame.f_code.co_filename)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import types
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,14 +16,17 @@ from pytest_torchexport.branches.flip import Goal, flip
 from pytest_torchexport.branches.follow import Followed, Runner, follow
 from pytest_torchexport.branches.implied import implied
 from pytest_torchexport.branches.instrument import definition
+from pytest_torchexport.branches.observation import Observation, Observing, Taken
 from pytest_torchexport.branches.sites import Kind, Site
 from pytest_torchexport.branches.twins import decides
-from pytest_torchexport.branches.observation import Observation, Observing, Taken
 from pytest_torchexport.inputs.constants import mine
-from pytest_torchexport.inputs.space import Space
 from pytest_torchexport.subject.call import forward_of
 
 if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Iterable, Mapping
+
+    from pytest_torchexport.inputs.space import Space
     from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.subject.call import Call
 

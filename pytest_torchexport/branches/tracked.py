@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Real = torch.Tensor | float
 """A differentiable 0-d tensor, or a plain number where nothing leads back to the input."""
@@ -92,7 +94,7 @@ class _Number:
 class TrackedInt(_Number, int):
     """An int that remembers where it comes from."""
 
-    def __new__(cls, value: int, origin: Origin) -> TrackedInt:
+    def __new__(cls, value: int, origin: Origin) -> Self:
         made = int.__new__(cls, value)
         made.origin = origin
         return made
@@ -106,7 +108,7 @@ class TrackedInt(_Number, int):
 class TrackedFloat(_Number, float):
     """A float that remembers where it comes from."""
 
-    def __new__(cls, value: float, origin: Origin) -> TrackedFloat:
+    def __new__(cls, value: float, origin: Origin) -> Self:
         made = float.__new__(cls, value)
         made.origin = origin
         return made
@@ -343,9 +345,7 @@ def _identity(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-rounded = {
-    name: straight(getattr(torch, name), _identity) for name in ("round", "floor", "ceil", "trunc")
-}
+rounded = {name: straight(getattr(torch, name), _identity) for name in ("round", "floor", "ceil", "trunc")}
 
 _BINARY: dict[str, Callable[..., torch.Tensor]] = {
     "add": torch.add,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from pytest_torchexport.branches.bytecode import plan_of
 from pytest_torchexport.branches.instrument import RELAY, Runtime, twin_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class Twins:
@@ -27,7 +29,7 @@ class Twins:
         self._seen: set[int] = set()
         self._kept: list[Any] = []
 
-    def __enter__(self) -> Twins:
+    def __enter__(self) -> Self:
         RELAY.target = self._runtime
         return self
 

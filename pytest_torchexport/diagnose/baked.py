@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,9 @@ from pytest_torchexport.branches.follow import follow
 from pytest_torchexport.branches.replay import CannotHold, Loop, Path, Replay, Taken
 from pytest_torchexport.branches.sites import Kind, Site, decisions_of, source_of
 from pytest_torchexport.compare.noise import TooChaotic
+from pytest_torchexport.eager import Unstable, agrees_with_itself, second_opinion
 from pytest_torchexport.outcome import Cause, Evidence, Location
-from pytest_torchexport.reference import (
-    Reference,
-    Trial,
-    Unstable,
-    agrees_with_itself,
-    runner,
-    second_opinion,
-    space_of,
-)
+from pytest_torchexport.reference import Reference, Trial, runner, space_of
 from pytest_torchexport.subject import source
 
 if TYPE_CHECKING:
@@ -108,13 +102,14 @@ def find_baked(
             cause = search.cause(proof.suspects[0], one)
             others = search.further(proof, failing[number + 1 :])
             return Baked(cause, location_of(proof.suspects[0].site), (*proof.evidence, *others), number, proven=True)
-    if not search.may_be_baked:
-        return None
     separating = _separating(reference.trials[0], failing, agreeing, lines)
-    if separating is None:
+    if separating is None or not (search.may_be_baked or search.may_be_guard):
         return None
     site, evidence = separating
-    return Baked(search.cause(_Suspect(site, (site,)), failing[0]), location_of(site), evidence, 0, proven=False)
+    cause = search.cause(_Suspect(site, (site,)), failing[0])
+    if not search.may_be_baked and cause is not Cause.BAKED_SHAPE:
+        return None
+    return Baked(cause, location_of(site), evidence, 0, proven=False)
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ class _Search:
     """The replays of one check.
 
     `may_be_baked` tells whether a decision may still be the reason though none was proven: some replay could not be
-    made.
+    made. `may_be_guard` that the program raises where eager does not: it may refuse sizes that it was not made for.
     """
 
     plan: Plan
@@ -148,6 +143,7 @@ class _Search:
     compare: Compare
     runs: int = 0
     may_be_baked: bool = False
+    may_be_guard: bool = False
     whiles: dict[Site, Site] = field(default_factory=dict)
     _example: Path | None = None
     _unreached: list[Site] = field(default_factory=list)
@@ -200,7 +196,7 @@ class _Search:
             more = self.prove(one)
             if more is not None and not proven.issuperset(suspect.site for suspect in more.suspects):
                 proven |= {suspect.site for suspect in more.suspects}
-                texts = [f"`{text_of(suspect.site)}`" for suspect in more.suspects]
+                texts = [f"`{_text(suspect.site)}`" for suspect in more.suspects]
                 at = location_of(more.suspects[0].site)
                 yield Evidence(f"baked as well: {' with '.join(texts)}, which fails on the input {one.trial.label}", at)
 
@@ -309,9 +305,11 @@ class _Search:
             self.may_be_baked = True
             return False
         theirs = failing.record.error
-        if theirs is not None:
-            self.may_be_baked = True
-            return record.error is not None and _same_error(record.error, theirs)
+        if theirs is not None and record.error is None:
+            self.may_be_guard = True
+            return False
+        if theirs is not None and record.error is not None and _same_error(record.error, theirs):
+            return True
         if record.error is not None:
             self.may_be_baked = True
             return False
@@ -333,17 +331,17 @@ class _Search:
             site = suspect.site
             ours = next(path[site] for path in paths if site in path and self._differs(site, path[site]))
             went = f"{self._went(site, self._example.get(site))} in the example, {self._went(site, ours)} on this input"
-            yield Evidence(f"`{text_of(site)}`: {went}", location_of(site))
+            yield Evidence(f"`{_text(site)}`: {went}", location_of(site))
         first = suspects[0].site
         does = "raises what eager raises" if failing.record.error is not None else "gives what eager gives"
         if len(suspects) == 1:
             to = self._went(first, self._example.get(first))
             if first.kind is Kind.EXCEPTION:
-                held = f"`{text_of(first)}` is not entered"
+                held = f"`{_text(first)}` is not entered"
             elif first.kind is Kind.CONDITION and to in ("true", "false"):
-                held = f"`{text_of(first)}` is forced to {to}"
+                held = f"`{_text(first)}` is forced to {to}"
             else:
-                held = f"`{text_of(first)}` is held at {to}"
+                held = f"`{_text(first)}` is held at {to}"
         else:
             held = f"these {len(suspects)} are forced together"
         yield Evidence(f"the exported program {does} when {held}, as in the example", location_of(first))
@@ -356,8 +354,11 @@ class _Search:
         site = suspect.site
         if self._is_on_sizes(suspect, failing.trial):
             return Cause.BAKED_SHAPE
-        if site.kind is Kind.NUMBER:
-            return Cause.BAKED_VALUE
+        first = (self._example or {}).get(site, [None])[0]
+        if site.kind is Kind.NUMBER:  # `max` of tensors compares them
+            return (
+                Cause.BAKED_BRANCH if isinstance(first, Taken) and isinstance(first.value, bool) else Cause.BAKED_VALUE
+            )
         return Cause.BAKED_VALUE if site.kind is Kind.LOOP and self.whiles.get(site) is None else Cause.BAKED_BRANCH
 
     def _is_on_sizes(self, suspect: _Suspect, trial: Trial) -> bool:
@@ -382,6 +383,12 @@ class _Search:
         replay, _ = self.replay(trial.calls, hold)
         found = next((path[site] for path in replay.paths if site in path), None)
         return found is not None and not self._differs(site, found)
+
+
+def _text(site: Site) -> str:
+    """The decision as it is written; the pattern of a `case` with that word."""
+    line = location_of(site).source
+    return f"case {text_of(site)}" if site.kind is Kind.CONDITION and re.match(r"case\b[^:]*:", line) else text_of(site)
 
 
 def _tests_of(sites: set[Site]) -> list[set[Site]]:
@@ -414,7 +421,7 @@ def _went(site: Site, taken: list[Any] | None, *, in_while: bool) -> str:
             return f"true {times} time{'' if times == 1 else 's'}"
         kinds = [key for key, _ in itertools.groupby(str(bool(one)).lower() for one in taken)]
         return kinds[0] if len(kinds) == 1 else _listed([str(bool(one)).lower() for one in taken])
-    shown = list(dict.fromkeys(map(repr, taken)))
+    shown = list(dict.fromkeys(repr(one).lower() if repr(one) in ("True", "False") else repr(one) for one in taken))
     return _listed(shown)
 
 
@@ -456,7 +463,7 @@ def _separating(
     now = "entered" if site.kind is Kind.EXCEPTION else describe(site, first[site])
     at = location_of(site)
     text = (
-        f"likely, not proven: on every failing input `{text_of(site)}` goes another way than in the example, on the "
+        f"likely, not proven: on every failing input `{_text(site)}` goes another way than in the example, on the "
         f"{len(fine)} inputs that agree it never does"
     )
-    return site, (Evidence(f"`{text_of(site)}`: {before} in the example, {now} on this input", at), Evidence(text, at))
+    return site, (Evidence(f"`{_text(site)}`: {before} in the example, {now} on this input", at), Evidence(text, at))
