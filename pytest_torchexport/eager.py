@@ -65,8 +65,17 @@ def _same_arguments(before: Call, after: Call) -> bool:
     return identical([before.args, dict(before.kwargs)], [after.args, dict(after.kwargs)])
 
 
-def first_run(plan: Plan, snapshot: Snapshot, reference: Reference, example: tuple[Call, ...]) -> Record:
-    """Run the example, again with other random numbers, and see whether the module agrees with itself."""
+def first_run(
+    plan: Plan,
+    snapshot: Snapshot,
+    reference: Reference,
+    example: tuple[Call, ...],
+    mode: AbstractContextManager[Any] | None = None,
+) -> Record:
+    """Run the example, again with other random numbers, and see whether the module agrees with itself.
+
+    The second run is under the mode, which only watches.
+    """
     marks = parameter_marks(plan.model)
     first = eager_run(plan, snapshot, reference, example)
     if first.error is not None and not plan.grad and "does not require grad" in str(first.error):
@@ -82,11 +91,12 @@ def first_run(plan: Plan, snapshot: Snapshot, reference: Reference, example: tup
     if opaque:
         reference.invalid = opaque
         return first
-    reference.invalid = _disagrees_with_itself(plan, snapshot, reference, example, first)
+    reference.invalid = _disagrees_with_itself(plan, snapshot, reference, example, first, mode)
     return first
 
 
 def writes_parameters(plan: Plan, marks: Mapping[str, Any]) -> str | None:
+    """Why no two runs start alike: the parameter that forward has written to since the marks were made; else None."""
     changed = [name for name, mark in parameter_marks(plan.model).items() if marks[name] != mark]
     if not changed:
         return None
@@ -118,10 +128,15 @@ def _uncomparable(record: Record) -> str | None:
 
 
 def _disagrees_with_itself(
-    plan: Plan, snapshot: Snapshot, reference: Reference, example: tuple[Call, ...], first: Record
+    plan: Plan,
+    snapshot: Snapshot,
+    reference: Reference,
+    example: tuple[Call, ...],
+    first: Record,
+    mode: AbstractContextManager[Any] | None,
 ) -> str | None:
     """Why the module is not a function of its inputs and state; None if it is."""
-    second = eager_run(plan, snapshot, reference, example, seed=1)
+    second = eager_run(plan, snapshot, reference, example, seed=1, mode=mode)
     reference.reuses_memory = _share_memory(plan, first, second)
     if reference.reuses_memory:
         first.outputs[:] = eager_run(plan, snapshot, reference, example).outputs

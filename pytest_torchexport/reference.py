@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_torchexport.branches.observation import Observation
 from pytest_torchexport.branches.search import Search
 from pytest_torchexport.compare.records import StateView
 from pytest_torchexport.eager import eager_run, first_run, writes_parameters
@@ -117,11 +118,15 @@ def make_reference(plan: Plan, snapshot: Snapshot, memory: Memory | None = None)
     reference = Reference(start=snapshot.values, buffers=buffer_names(plan.model))
     marks = parameter_marks(plan.model)
     example = (plan.example,) * plan.calls
-    first = first_run(plan, snapshot, reference, example)
+    search = _search(plan, snapshot, reference)
+    observing = search.observing() if search is not None else None
+    first = first_run(plan, snapshot, reference, example, observing)
     if reference.invalid is not None:
         return reference
-    search = _search(plan, snapshot, reference)
-    taken = search.start(example).taken if search is not None else None
+    taken = None
+    if search is not None and observing is not None:
+        search.start(example, Observation(first, observing.taken, observing.path))
+        taken = observing.taken
     reference.trials.append(Trial(example, first, "example", "the example", taken=taken))
     _add_extra(plan, snapshot, reference, search)
     if memory is not None:

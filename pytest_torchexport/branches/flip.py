@@ -51,12 +51,14 @@ class Goal:
         outcome: which way it should go.
         nth: which of the times that it is decided; None for any.
         loop: the loop that should turn another number of times by it.
+        beyond: the numbers of turns that it should not have; None for those of the example.
     """
 
     site: Site
     outcome: bool
     nth: int | None = None
     loop: Site | None = None
+    beyond: tuple[int, ...] | None = None
 
     def instances(self, followed: Followed) -> list[tuple[int, Test]]:
         """The tests that would have to go the other way, with their position among all tests."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -97,14 +97,17 @@ class Search:
 
     # --- the inputs that are there anyway -------------------------------------------------------------------------
 
-    def start(self, calls: Calls) -> Observation:
-        """Run the example under observation; learn which of its decisions depend on the input."""
-        observation = self._watch(calls)
+    def observing(self) -> Observing:
+        """What a run is entered under to be observed."""
+        return Observing(self.is_users, numbers=True)
+
+    def start(self, calls: Calls, observation: Observation) -> None:
+        """Note what the example took; learn which of its decisions depend on the input."""
+        self.changing |= set(observation.record.state or ())
         self.coverage.start(observation.taken)
         self.has_decisions = bool(observation.taken) or decides(self.space.model, self.is_users)
-        if self.has_decisions and observation.record.error is None:
+        if self.has_decisions:
             self._learn(calls, observation)
-        return observation
 
     def watch(self, calls: Calls, kind: str, label: str) -> Observation:
         """Run another input that is checked anyway under observation, and note what it took."""
@@ -116,10 +119,10 @@ class Search:
         return observation
 
     def _watch(self, calls: Calls) -> Observation:
-        watch = Observing(self.is_users, numbers=True)
-        record = self.runner(calls, mode=watch)
+        observing = self.observing()
+        record = self.runner(calls, mode=observing)
         self.changing |= set(record.state or ())
-        return Observation(record, watch.taken, watch.path)
+        return Observation(record, observing.taken, observing.path)
 
     def _learn(self, calls: Calls, observation: Observation) -> None:
         """Follow an input that runs, so that the decisions on its way are known."""
@@ -161,10 +164,11 @@ class Search:
         for known in list(self._pool):
             if known.followed is None and self._left() > 0 and self._is_new_ground(known):
                 self._learn(known.calls, known.observation)
-        attempted: set[tuple[Site, Any, int]] = set()
+        attempted: set[tuple[Any, ...]] = set()
         self._follow_gradients(attempted)
         self._try_out()
         self._follow_gradients(attempted)
+        self._drive_loops()
         self._by_chance(attempted)
         for goal in self.coverage.missing():
             efforts = self._efforts.get(goal, {})
@@ -201,7 +205,8 @@ class Search:
         if observation is None:
             return False
         if goal.loop is not None:
-            reached = observation.taken.get(goal.loop) not in (None, self.coverage.example_took(goal.loop))
+            before = self.coverage.example_took(goal.loop) if goal.beyond is None else goal.beyond
+            reached = observation.taken.get(goal.loop) not in (None, before)
         elif goal.site.kind is Kind.NUMBER:
             reached = observation.taken.get(goal.site) not in (None, self.coverage.example_took(goal.site))
         else:
@@ -237,7 +242,7 @@ class Search:
 
     # --- gradients ------------------------------------------------------------------------------------------------
 
-    def _follow_gradients(self, attempted: set[tuple[Site, Any, int]]) -> None:
+    def _follow_gradients(self, attempted: set[tuple[Any, ...]]) -> None:
         """Flip what is missing, nearest first, again as long as that opens new ground."""
         progress = True
         while progress and self._left() >= _FOLLOW:
@@ -249,7 +254,7 @@ class Search:
                     key = (*missing, id(known), goal.site, goal.nth)
                     if key in attempted:
                         continue
-                    attempted.add(key)  # type: ignore[arg-type]
+                    attempted.add(key)
                     ceiling = self.budget
                     self.budget = min(self.budget, self.runs + _PER_GOAL)
                     try:
@@ -281,6 +286,33 @@ class Search:
                     found.append((nearest, index, known, goal))
         found.sort(key=lambda one: (one[0] != one[0], one[0], one[1]))
         return [(known, goal) for _, _, known, goal in found[:_BASES]]
+
+    def _drive_loops(self) -> None:
+        """Make loops turn more often, and less: what is decided by a counter after or in them has no margin itself."""
+        for known in [one for one in self._pool if one.followed is not None][:_BASES]:
+            for loop in dict.fromkeys(test.loop for test in known.followed.tests if test.loop is not None):  # type: ignore[union-attr]
+                for longer in (True, False):
+                    self._drive(known, loop, longer=longer)
+
+    def _drive(self, known: _Known, loop: Site, *, longer: bool) -> None:
+        """From one input on, a turn more (or less) at a time, as long as outcomes are missing near the loop."""
+        stop = self.runs + _PER_GOAL
+        while self.runs < stop and any(site.file == loop.file for site, _ in self.coverage.missing()):
+            if known.followed is None:
+                return
+            tests = [test for test in known.followed.tests if test.loop == loop]
+            goals = [goal for goal in _goals(loop, OTHER, known.followed) if goal.outcome is longer]
+            goals = [replace(goal, beyond=known.observation.taken.get(loop)) for goal in goals]
+            for goal in goals if tests else ():
+                reached = flip(self, self.space, goal, known.calls, known.followed)
+                observation = self._observe(reached) if reached is not None else None
+                if reached is not None and observation is not None:
+                    for missing in self.coverage.missing():
+                        self._effort(missing, "turns of a loop")
+                    known = _Known(reached, observation, self.follow(reached))
+                    break
+            else:
+                return
 
     # --- candidates -----------------------------------------------------------------------------------------------
 
@@ -327,7 +359,7 @@ class Search:
 
     # --- chance ---------------------------------------------------------------------------------------------------
 
-    def _by_chance(self, attempted: set[tuple[Site, Any, int]]) -> None:
+    def _by_chance(self, attempted: set[tuple[Any, ...]]) -> None:
         """Spend what is left: drawn inputs, and changes of known ones, kept where a margin comes closer to zero."""
         draws = iter(self.draws)
         generator = torch.Generator().manual_seed(self.seed + 1)
