@@ -73,7 +73,7 @@ SITES: list[Site] = []
 _INDEX: dict[Site, int] = {}
 LOOPS: dict[int, Site] = {}
 """The `while` loop whose test a condition belongs to."""
-_TWINS: dict[types.CodeType, types.CodeType | None] = {}
+_TWINS: dict[tuple[str, types.CodeType], types.CodeType | None] = {}
 _DEFINITIONS: weakref.WeakKeyDictionary[Source, dict[tuple[str, int], list[list[Any]]]] = weakref.WeakKeyDictionary()
 
 
@@ -99,12 +99,13 @@ def _index(site: Site) -> int:
 
 def twin_of(code: types.CodeType) -> types.CodeType | None:
     """The instrumented twin of a function's code; None if its source cannot be had, or does not give the same code."""
-    if code not in _TWINS:
+    key = (code.co_filename, code)  # code is equal to that of a copy of the file
+    if key not in _TWINS:
         try:
-            _TWINS[code] = _compile(code)
+            _TWINS[key] = _compile(code)
         except (SyntaxError, ValueError, RecursionError):
-            _TWINS[code] = None
-    return _TWINS[code]
+            _TWINS[key] = None
+    return _TWINS[key]
 
 
 def _compile(code: types.CodeType) -> types.CodeType | None:
