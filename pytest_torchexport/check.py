@@ -15,7 +15,7 @@ from pytest_torchexport import environment
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.compare.records import Comparison, compare_records
 from pytest_torchexport.counterexample import is_clear, remember, shrunk, simplest
-from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked
+from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked, to_blame
 from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
@@ -415,7 +415,8 @@ class _Story:
         if baked is not None and baked.failing > 0:  # shown is the input that proves it
             failures.insert(0, failures.pop(baked.failing))
         findings = [failure.finding for failure in failures]
-        cause = attribute(findings, len(self.draft.inputs), program.exported.suspicions, baked)
+        suspicions = to_blame(program.exported.suspicions, reference.trials[0], [f.trial for f in failures])
+        cause = attribute(findings, len(self.draft.inputs), suspicions, baked)
         verdict = Verdict.FAILED if findings[0].raised else Verdict.MISMATCH
         return self.draft.conclude(verdict, cause, failures[0])
 

@@ -22,7 +22,7 @@ from pytest_torchexport.compare.noise import TooChaotic
 from pytest_torchexport.eager import Unstable, agrees_with_itself, second_opinion
 from pytest_torchexport.outcome import Cause, Evidence, Location
 from pytest_torchexport.reference import Reference, Trial, runner, space_of
-from pytest_torchexport.subject import source
+from pytest_torchexport.subject import containers, source
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Suspicion
@@ -110,6 +110,33 @@ def find_baked(
     if not search.may_be_baked and cause is not Cause.BAKED_SHAPE:
         return None
     return Baked(cause, location_of(site), evidence, 0, proven=False)
+
+
+def to_blame(suspicions: Sequence[Suspicion], example: Trial, failing: Sequence[Trial]) -> list[Suspicion]:
+    """What the exporter warned about, but for lines on which no failing input goes another way than the example.
+
+    Sizes are not observed: an input of other sizes clears no line.
+
+    Args:
+        suspicions: what the exporter warned about.
+        example: what the export saw.
+        failing: the inputs that fail.
+    """
+    usual = example.taken
+    runs = [trial.taken for trial in failing]
+    if usual is None or any(_shapes(trial) != _shapes(example) for trial in failing):
+        return list(suspicions)
+
+    def is_clear(at: Location | None) -> bool:
+        there = [site for site in usual if at is not None and (site.file, site.line) == (at.file, at.line)]
+        return bool(there) and all(taken is not None and taken.get(s) == usual[s] for taken in runs for s in there)
+
+    return [suspicion for suspicion in suspicions if not is_clear(suspicion.location)]
+
+
+def _shapes(trial: Trial) -> set[tuple[tuple[str, tuple[int, ...]], ...]]:
+    found = (containers.tensors([call.args, dict(call.kwargs)]) for call in trial.calls)
+    return {tuple((path, tuple(tensor.shape)) for path, tensor in one) for one in found}
 
 
 @dataclass(frozen=True)
