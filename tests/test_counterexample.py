@@ -236,14 +236,14 @@ def test_known_inputs_cost_nothing(tmp_path: Path, kind: str) -> None:
 
 def test_the_effort_is_bounded(tmp_path: Path) -> None:
     judge = lambda x: Cause.NUMERIC if x.std() > 1.5 else None  # noqa: E731
-    drawn = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    drawn = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     small = Bench(Plain(), (drawn,), judge, tmp_path)
     small.shrunk(drawn * 7)
     assert 8 < len(small.asked) <= EVALUATIONS + 1
     layers = [nn.Conv2d(3, 64, 7, padding=3), *(nn.Conv2d(64, 64, 3, padding=1) for _ in range(8))]
     large = Bench(nn.Sequential(*layers).eval(), (drawn,), judge, tmp_path)
     large.shrunk(drawn * 7)
-    assert len(large.asked) < 20, "a large model is run less often"
+    assert len(large.asked) < len(small.asked) / 2, "a large model is run less often"
 
 
 def test_what_is_compiled_anew_for_each_size_keeps_its_sizes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.inputs.values import as_numbers
+from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.equality import identical
 
 if TYPE_CHECKING:
@@ -21,22 +22,30 @@ def fits(space: Space, call: Call) -> bool:
     Arguments whose domain is code are taken for good, since code does not tell.
     """
     sizes = space.sizes_of(call)
-    usual = space.leaves(space.resized(space.example, sizes, ""))
-    if sizes != space.sizes_of(space.resized(space.example, sizes, "")):
+    example = space.resized(space.example, sizes, "")
+    if sizes != space.sizes_of(example):
         return False
-    numbers, options = space.numbers(call), space.alternatives()
-    for path, leaf in space.leaves(call).items():
+    usual, options = _leaves(space, example), space.alternatives()
+    numbers = space.numbers(call)
+    shared = {id(one.value): one for one in numbers.values()}
+    for path, leaf in _leaves(space, call).items():
         if space.is_whole(path) or path not in usual:
             continue
         if _is_one_of(leaf, [usual[path], *options.get(path, ())]):
             continue
-        if isinstance(leaf, torch.Tensor) != isinstance(usual[path], torch.Tensor) or path not in numbers:
+        found = numbers.get(path) or shared.get(id(leaf))
+        if isinstance(leaf, torch.Tensor) != isinstance(usual[path], torch.Tensor) or found is None:
             return False
         if isinstance(leaf, torch.Tensor) and leaf.shape != usual[path].shape:
             return False
-        if not _within(numbers[path]):
+        if not _within(found):
             return False
     return True
+
+
+def _leaves(space: Space, call: Call) -> dict[str, Any]:
+    """Every leaf by path, a tensor that stands in several places by each."""
+    return dict(pair for name, value in space.named(call).items() for pair in containers.leaves(value, name))
 
 
 def _is_one_of(leaf: Any, accepted: list[Any]) -> bool:

@@ -7,6 +7,7 @@ from pytest_torchexport.backends.tracer_warnings import capture
 from pytest_torchexport.diagnose import message
 from pytest_torchexport.diagnose.cause import Attribution
 from pytest_torchexport.diagnose.refusal import explain
+from pytest_torchexport.diagnose.reproduce import Again
 from pytest_torchexport.outcome import Cause, Evidence, Leaf, Location, Verdict
 
 
@@ -77,6 +78,13 @@ def test_many_leaves_are_counted_and_an_exception_is_told() -> None:
     assert "and 3 more" in text
     assert "output[5]" not in text
     assert "the exported program raises ValueError: no" in text
+
+
+def test_how_to_check_an_input_again_follows_the_input() -> None:
+    again = Again("extra_inputs=[(1,)]", complete=True)
+    cause = Attribution(Cause.NUMERIC, None, ())
+    text = message.mismatch("head", cause, label="x", arguments="1", leaves=[], raised=None, again=again)
+    assert text == "head\n  input: x: (1)\n  again with: extra_inputs=[(1,)]"
 
 
 def test_a_refusal_quotes_the_line_before_the_details() -> None:
