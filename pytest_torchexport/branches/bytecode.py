@@ -60,6 +60,8 @@ class Plan:
     jumps: dict[int, Jump] = field(default_factory=dict)
     marks: dict[int, Mark] = field(default_factory=dict)
     loops: list[Loop] = field(default_factory=list)
+    arrivals: set[int] = field(default_factory=set)
+    """Where the jumps lead."""
     yields: set[int] = field(default_factory=set)
     start: int = 0
     """The offset of the instruction at which a frame is entered for the first time."""
@@ -171,12 +173,13 @@ class _Reader:
             effect.ends = loop
 
     def _add_marks(self) -> None:
+        """Mark the instructions that matter; a loop's end matters where execution may come from inside it."""
         begun: set[Loop] = set()
         cache: dict[tuple[Loop, ...], tuple[Loop, ...]] = {}
+        regions = [self._inside(n) for n in range(len(self._instructions))]
+        regions = [region if region is None else cache.setdefault(region, region) for region in regions]
         for n, instruction in enumerate(self._instructions):
-            position, inside = self._positions[n], self._inside(n)
-            if inside is not None:
-                inside = cache.setdefault(inside, inside)  # they are compared by identity
+            position, inside = self._positions[n], regions[n]
             mark = Mark(inside, self._plan.jumps.get(instruction.offset))
             if position is not None:
                 for loop in inside or ():
@@ -188,8 +191,11 @@ class _Reader:
                 elif instruction.opname == "POP_TOP" and self._decisions.is_bare(position):
                     mark.enters = self._decisions.caught_at(position)
                     self._plan.every_instruction = True
-            if mark.jump or mark.enters or self._plan.loops:
+            before = self._before(n)
+            moved = inside is not None and (not before or any(regions[source] is not inside for source, _ in before))
+            if mark.jump or mark.enters or (self._plan.loops and (moved or mark.begins or mark.ends)):
                 self._plan.marks[instruction.offset] = mark
+        self._plan.arrivals = {offset for jump in self._plan.jumps.values() for offset in jump.effects}
 
     def _inside(self, n: int) -> tuple[Loop, ...] | None:
         position = self._positions[n]

@@ -80,12 +80,9 @@ class Tracing:
 
     def stop(self) -> None:
         """End, and leave everything as it was."""
-        before = self._before
-        if sys.gettrace() is not self._hook:
-            if self.recorder.is_on:
-                self.recorder.fail(RuntimeError("another tracer took over"))
-            self.recorder.is_on = False
-            return
+        before, now = self._before, sys.gettrace()
+        if now is not self._hook and self.recorder.is_on:
+            self.recorder.fail(RuntimeError("tracing was turned off" if now is None else "another tracer took over"))
         self.recorder.is_on = False
         unknown: list[FrameType] = []
         frame: FrameType | None = sys._getframe() if self._stack else None
@@ -96,6 +93,8 @@ class Tracing:
         for known, trace in self._stack.items():
             known.f_trace = trace
         self._stack, self._returned = {}, set()
+        if now is not self._hook and now is not None:
+            return
         sys.settrace(before)
         # In one statement: told of the first frame, it is back, and would take lines in between for that one's.
         deque(map(before, unknown, repeat("call"), repeat(None)) if unknown else (), 0)
@@ -110,6 +109,9 @@ class Tracing:
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Trace:
         """Called when a frame is entered, or resumed."""
+        known = self.recorder.plans.get(id(frame.f_code))
+        if known is not None and known[1] is None and self._inner is None:  # by far the most frequent
+            return None
         inner = self._inner(frame, event, argument) if self._inner is not None else None
         recorder = self.recorder
         if not recorder.is_on:
@@ -125,7 +127,7 @@ class Tracing:
             return inner
 
     def _local(self, frame: FrameType, plan: Plan, run: Run, inner: Trace) -> Trace:
-        recorder, step = self.recorder, self.recorder.step
+        recorder, step, marks = self.recorder, self.recorder.step, plan.marks
         opcodes, lines, raised = frame.f_trace_opcodes, frame.f_trace_lines, None
         frame.f_trace_opcodes, frame.f_trace_lines = True, lines and inner is not None
 
@@ -133,7 +135,7 @@ class Tracing:
             nonlocal inner, raised
             if event == "opcode":
                 raised = None
-                if recorder.is_on:
+                if (run.jump is not None or frame.f_lasti in marks) and recorder.is_on:
                     try:
                         step(run, frame.f_lasti)
                     except Exception as error:  # noqa: BLE001
@@ -180,7 +182,7 @@ class Monitoring:
         events = api.events
         jumps = ("BRANCH_LEFT", "BRANCH_RIGHT") if hasattr(events, "BRANCH_LEFT") else ("BRANCH",)
         self._jumps = 0
-        self._callbacks: dict[int, Callable[..., None]] = {
+        self._callbacks: dict[int, Callable[..., object]] = {
             events.PY_START: self._start,
             events.PY_RESUME: self._resume,
             events.PY_THROW: self._resume,
@@ -257,14 +259,18 @@ class Monitoring:
         except Exception as error:  # noqa: BLE001
             recorder.fail(error)
 
-    def _instruction(self, code: CodeType, offset: int) -> None:
+    def _instruction(self, code: CodeType, offset: int) -> object:
         recorder = self.recorder
         if not recorder.is_on or get_ident() != self._thread:
-            return
+            return None
         try:
-            recorder.step(recorder.run(sys._getframe(1), self._watched[id(code)][1]), offset)
+            plan = self._watched[id(code)][1]
+            if offset not in plan.marks and offset not in plan.arrivals:
+                return self._api.DISABLE  # this instruction, until the events of this code are set again
+            recorder.step(recorder.run(sys._getframe(1), plan), offset)
         except Exception as error:  # noqa: BLE001
             recorder.fail(error)
+        return None
 
     def _return(self, _code: CodeType, _offset: int, _value: object) -> None:
         recorder = self.recorder

@@ -27,7 +27,7 @@ class Observer:
     Python (pdb's) goes on.
 
     Args:
-        is_users: whether code of that file name is to be observed.
+        is_users: whether code of that file name is to be observed; it is asked once for each name.
         limit: how many events are kept; observation ends there.
 
     Attributes:

@@ -107,7 +107,7 @@ class Decisions:
         return found if found is not None and found.if_none is not None else None
 
     def tested_none_by_name(self, name: str, line: int, position: Position | None) -> Tested | None:
-        """The same for a name in that line, for which there is only the position of the jump, and no reliance on that."""
+        """The same for a name in that line, where all there is is the position of the jump, which may be another's."""
         there = self._none_names.get((name, line), {})
         if len(there) == 1:
             return next(iter(there.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from pytest_torchexport.branches.bytecode import plan_of
 
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     from pytest_torchexport.branches.bytecode import Effect, Jump, Plan
     from pytest_torchexport.branches.positions import Loop
     from pytest_torchexport.branches.sites import Site
+
+
+_FILES: WeakKeyDictionary[Callable[[str], bool], dict[str, bool]] = WeakKeyDictionary()
+"""What predicates said of files."""
+
+
+def _files_of(is_users: Callable[[str], bool]) -> dict[str, bool]:
+    try:
+        return _FILES.setdefault(is_users, {})
+    except TypeError:  # it cannot be referred to weakly, or has no hash
+        return {}
 
 
 class Run:
@@ -41,20 +53,21 @@ class Recorder:
         self.runs: dict[int, Run] = {}
         """By the id of the frame."""
         self._is_users, self._limit = is_users, limit
-        self._plans: dict[int, tuple[CodeType, Plan | None]] = {}
-        self._files: dict[str, bool] = {}
+        self.plans: dict[int, tuple[CodeType, Plan | None]] = {}
+        """By the id of the code, which is kept alive."""
+        self._files = _files_of(is_users)
         self._abandoned: list[Run] = []
         self._again: Jump | None = None
         self._serial = 0
 
     def plan(self, code: CodeType) -> Plan | None:
         """How to observe a code object, None if it is none of the user's or decides nothing."""
-        known = self._plans.get(id(code))
+        known = self.plans.get(id(code))
         if known is None:
             filename = code.co_filename
             if filename not in self._files:
                 self._files[filename] = bool(self._is_users(filename))
-            known = self._plans[id(code)] = (code, plan_of(code) if self._files[filename] else None)
+            known = self.plans[id(code)] = (code, plan_of(code) if self._files[filename] else None)
         return known[1]
 
     def fail(self, error: Exception) -> None:
@@ -125,12 +138,15 @@ class Recorder:
         for run in sorted((*self._abandoned, *self.runs.values()), key=lambda run: run.serial):
             while run.active:
                 self._end(run)
-        self._plans.clear()
+        self.plans.clear()
 
     def _is_new(self, run: Run, loop: Loop) -> bool:
         return all(active[0] is not loop for active in run.active)
 
     def _begin(self, run: Run, loop: Loop) -> None:
+        if run.active and run.active[-1][0] is loop:  # by far the most frequent
+            run.active[-1][1] += 1
+            return
         if self._is_new(run, loop):
             if not run.active:
                 self._serial += 1
