@@ -408,12 +408,12 @@ class _Story:
         compare = functools.partial(self._compare_again, program, asked)
         with self.draft.at(Stage.COMPARE):
             first = shrunk(first, self.plan, snapshot, reference, program, compare)
-        remember(first, self.plan, self.surroundings.kept)
         failures = [first, *others]
         with self.draft.at(Stage.COMPARE):
             baked = self._baked(program, snapshot, reference, failures, agreeing)
         if baked is not None and baked.failing > 0:  # shown is the input that proves it
             failures.insert(0, failures.pop(baked.failing))
+        remember(failures[0], self.plan, self.surroundings.kept)
         findings = [failure.finding for failure in failures]
         suspicions = to_blame(program.exported.suspicions, reference.trials[0], [f.trial for f in failures])
         cause = attribute(findings, len(self.draft.inputs), suspicions, baked)

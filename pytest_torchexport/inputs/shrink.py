@@ -333,13 +333,16 @@ class _Leaf:
 
 
 def _levels(value: torch.Tensor) -> list[float]:
-    """Numbers that may stand for all: 0, 1, the mean, the largest, the smallest."""
+    """Numbers that may stand for all: 0, 1, the mean, the largest, the smallest, and such beyond those."""
     plain = value.double().reshape(-1)
     plain = plain[plain.isfinite()]
     if not len(plain):
         return [0.0, 1.0]
     mean = [float(plain.mean())] if value.is_floating_point() else []
-    return list(dict.fromkeys([0.0, 1.0, *mean, float(plain.max()), float(plain.min())]))
+    ends = [float(plain.max()), float(plain.min())]
+    # What a pattern does with small numbers, as a filter sees it, one number does if it is large enough.
+    beyond = [10 * end for end in ends] if value.is_floating_point() else []
+    return list(dict.fromkeys([0.0, 1.0, *mean, *ends, *beyond]))
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
