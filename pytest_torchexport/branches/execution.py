@@ -129,7 +129,6 @@ class Tracing:
     def _local(self, frame: FrameType, plan: Plan, run: Run, inner: Trace) -> Trace:
         recorder, step, marks = self.recorder, self.recorder.step, plan.marks
         opcodes, lines, raised = frame.f_trace_opcodes, frame.f_trace_lines, None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, lines and inner is not None
 
         def trace(frame: FrameType, event: str, argument: Any) -> Trace:
             nonlocal inner, raised
@@ -151,6 +150,8 @@ class Tracing:
                 inner = inner(frame, event, argument)
             return trace
 
+        frame.f_trace = trace  # 3.13 asks for it before the next line
+        frame.f_trace_opcodes, frame.f_trace_lines = True, lines and inner is not None
         return trace
 
     def _leave(self, frame: FrameType, plan: Plan, raised: type[BaseException] | None) -> None:

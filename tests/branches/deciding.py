@@ -6,6 +6,7 @@ conditions, `caught=T` for `except` clauses, for loops the number of iterations.
 
 # ruff: noqa: B018, C416, E701, E722, EM101, FURB110, PLC3002, PLW0120, RET503, RET505, SIM210, SIM220, TRY301
 # fmt: off
+# mypy: disable-error-code="redundant-expr, unreachable"
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 CASES: list[tuple[Callable[..., Any], tuple[Any, ...], list[str]]] = []
 
@@ -341,7 +342,7 @@ def abandoned(xs: list[int]) -> int:
 
 @takes("x=T; xs=1; caught=T", [1, 2])
 def thrown_into(xs: list[int]) -> str:
-    def each() -> Iterator[int]:
+    def each() -> Generator[int, None, None]:
         try:
             for x in xs:
                 yield 1 if x else 0

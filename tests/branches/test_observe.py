@@ -1,10 +1,9 @@
-"""The observer of decisions: what it sees, against known truths and against an independent oracle; and whom it disturbs."""
+"""The observer of decisions: what it sees, against known truths and against an independent oracle."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,22 @@ def observed(function: Any, *arguments: Any, file: str = deciding.__file__) -> l
 )
 def test_known_truths(function: Any, arguments: tuple[Any, ...], expected: list[str]) -> None:
     assert [shown(event) for event in observed(function, *arguments)] == expected
+
+
+def asserting(a: int, b: list[int]) -> int:
+    """pytest rewrites its assertions: this is a test file."""
+    assert a > 1 and not (b and b[0] == 7), "no"  # noqa: PT018
+    assert 0 < a < 9 or b[0]
+    assert any(x or a for x in b)
+    return 1 if a else 0
+
+
+def test_rewritten_assertions_are_not_taken_for_something_else() -> None:
+    seen = [shown(event) for event in observed(asserting, 2, [3, 4], file=__file__)]
+    plain = ["a > 1=T", "b=T", "b[0] == 7=F", "0 < a < 9=T", "x=T", "any(x or a for x in b)=T", "a=T", "b=1"]
+    left = iter(plain)
+    assert all(event in left for event in seen), seen
+    assert seen[-2:] == ["a=T", "b=1"]
 
 
 ORACLE = oracle.Oracle(deciding.__file__)
@@ -162,7 +177,7 @@ def heap(heapq: Any) -> None:
     heapq.nlargest(3, data), heapq.nsmallest(2, data, key=abs), list(heapq.merge([1, 4], [2, 3], [0]))
 
 
-STDLIB = {
+STDLIB: dict[str, Any] = {
     "textwrap": lambda m: (
         m.wrap(TEXT, 20),
         m.shorten(TEXT, 30),
