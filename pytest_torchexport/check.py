@@ -15,9 +15,10 @@ from pytest_torchexport import environment
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.compare.records import Comparison, compare_records
 from pytest_torchexport.counterexample import is_clear, remember, shrunk, simplest
-from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked, to_blame
+from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked
 from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger
+from pytest_torchexport.diagnose.separation import to_blame
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
 from pytest_torchexport.eager import Unstable, agrees_with_itself, second_opinion
 from pytest_torchexport.errors import (

@@ -125,7 +125,7 @@ def make_reference(plan: Plan, snapshot: Snapshot, memory: Memory | None = None)
         return reference
     taken = None
     if search is not None and observing is not None:
-        search.start(example, Observation(first, observing.taken, observing.path))
+        search.start(example, Observation(first, observing.taken, observing.path), observing.functions)
         taken = observing.taken
     reference.trials.append(Trial(example, first, "example", "the example", taken=taken))
     _add_extra(plan, snapshot, reference, search)

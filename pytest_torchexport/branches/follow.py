@@ -15,10 +15,12 @@ from pytest_torchexport.branches import tracked
 from pytest_torchexport.branches.instrument import LOOPS, RELAY, SITES
 from pytest_torchexport.branches.margins import Array as _Array
 from pytest_torchexport.branches.margins import Info, Lookup, MarginMode
+from pytest_torchexport.branches.observation import Endless
 from pytest_torchexport.branches.tracked import Count, Origin, TrackedBool, TrackedFloat, TrackedInt
 from pytest_torchexport.branches.twins import Twins
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, rebind
+from pytest_torchexport.subject.run import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.branches.sites import Site
     from pytest_torchexport.inputs.space import Space
-    from pytest_torchexport.subject.run import Record
 
 _LIMIT = 20_000
 """Tests that are kept of one run; a loop over many elements should not fill the memory with graphs."""
@@ -136,6 +137,7 @@ def follow(
     state: Mapping[str, Any] | None = None,
     changing: frozenset[str] = frozenset(),
     force: Mapping[Site, Any] | None = None,
+    limit: float = math.inf,
 ) -> Followed:
     """Run the calls with the user's functions replaced by their twins.
 
@@ -147,12 +149,17 @@ def follow(
         state: tensors of the model's state by name.
         changing: names of the state that forward changes: it depends on earlier calls.
         force: outcomes (of conditions) and values (of numbers) to put in the place of the true ones.
+        limit: how many of torch's functions it may call.
     """
     followed = Followed()
     program = _Followed(space, followed, is_users, dict(state or {}), changing, dict(force or {}))
+    program.mode.limit = limit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the user's code has to say, it says in the other runs
-        followed.record = runner(calls, program=program)
+        try:
+            followed.record = runner(calls, program=program)
+        except Endless as error:
+            followed.record = Record(error=RuntimeError(str(error)))
     followed.lookups = program.mode.lookups
     followed.record.outputs = containers.rebuild(followed.record.outputs, tracked.plain)
     return followed

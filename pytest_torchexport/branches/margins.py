@@ -18,6 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_torchexport.branches import tracked
+from pytest_torchexport.branches.observation import Endless
 from pytest_torchexport.branches.tracked import Choice, Count, Origin, TrackedBool, TrackedFloat, TrackedInt
 
 _LISTED = 4096
@@ -69,11 +70,13 @@ class MarginMode(TorchFunctionMode):
         state: tensors of the model's state: written to without a graph, which would outlive the run.
         note: told of each number that is taken out of a tensor that depends on the input.
         sizes: whether sizes can vary.
+        limit: how many of torch's functions the run may call; `Endless` is raised beyond.
     """
 
     state: set[int]
     note: Note
     sizes: bool
+    limit: float = math.inf
     lookups: list[Lookup] = field(default_factory=list)
     _known: dict[int, tuple[torch.Tensor, Info]] = field(default_factory=dict)
 
@@ -116,6 +119,9 @@ class MarginMode(TorchFunctionMode):
     # --- the interception ---------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.limit -= 1
+        if self.limit < 0:
+            raise Endless
         kwargs = kwargs or {}
         tensors = list(_tensors(args, kwargs))
         known = any(id(t) in self._known for t in tensors)

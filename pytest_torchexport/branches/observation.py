@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 Taken = dict[Site, Any]
 """By decision: the set of truth values (conditions, exceptions), or the tuple of counts or values in order."""
 
+
+class Endless(BaseException):
+    """A run that takes far longer than the example did: its loop may never end. No `Exception`, which code may catch."""
+
+
 _VALUES = 64
 """Counts and values that are kept of one decision."""
 
@@ -30,27 +36,30 @@ class Observing(AbstractContextManager["Observing"]):
 
     Args:
         is_users: whether the code of a file counts as the user's.
-        numbers: whether numbers that are taken out of tensors are noted as well.
+        limit: how many of torch's functions the run may call; `Endless` is raised beyond.
+
+    Attributes:
+        functions: how many of torch's functions were called.
     """
 
     is_users: Callable[[str], bool]
-    numbers: bool = False
+    limit: float = math.inf
+    functions: int = 0
     taken: Taken = field(default_factory=dict)
     path: list[tuple[Site, bool]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self._numbers = _NumberMode(self.is_users) if self.numbers else None
-        if self._numbers is not None:
-            self._numbers.__enter__()
+        self._mode = _NumberMode(self.is_users, self.limit - self.functions)
+        self._mode.__enter__()
         self._observer = Observer(self.is_users)
         self._observer.__enter__()
         return self
 
     def __exit__(self, *details: object) -> None:
         self._observer.__exit__(*details)
-        if self._numbers is not None:
-            self._numbers.__exit__(*details)
-            self._add(self._numbers.seen)
+        self._mode.__exit__(*details)
+        self.functions += self._mode.functions
+        self._add(self._mode.seen)
         self._add(self._observer.events)
 
     def _add(self, events: Iterable[tuple[Site, Any]]) -> None:
@@ -75,12 +84,16 @@ class Observation:
 class _NumberMode(TorchFunctionMode):
     """Notes numbers that the user's code takes out of tensors, and hands everything on as it is."""
 
-    def __init__(self, is_users: Callable[[str], bool]) -> None:
+    def __init__(self, is_users: Callable[[str], bool], limit: float) -> None:
         super().__init__()
-        self._is_users = is_users
+        self._is_users, self._limit = is_users, limit
+        self.functions = 0
         self.seen: list[tuple[Site, str]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.functions += 1
+        if self.functions > self._limit:
+            raise Endless
         value = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in _TAKES and len(self.seen) < 10_000:
             site = self._where()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,12 @@ from pytest_torchexport.branches.flip import Goal, flip
 from pytest_torchexport.branches.follow import Followed, Runner, follow
 from pytest_torchexport.branches.implied import implied
 from pytest_torchexport.branches.instrument import definition
-from pytest_torchexport.branches.observation import Observation, Observing, Taken
+from pytest_torchexport.branches.observation import Endless, Observation, Observing, Taken
 from pytest_torchexport.branches.sites import Kind, Site
 from pytest_torchexport.branches.twins import decides
 from pytest_torchexport.inputs.constants import mine
 from pytest_torchexport.subject.call import forward_of
+from pytest_torchexport.subject.run import Record
 
 if TYPE_CHECKING:
     import types
@@ -37,6 +39,8 @@ BUDGET = 400
 
 _FOLLOW = 3
 """What an instrumented run with a backward pass costs, in plain runs."""
+_LONGER, _FUNCTIONS = 30, 3000
+"""How much more than the example an input may run, in torch's functions: what loops on for ever is no input."""
 _BASES = 4
 """Inputs from which a decision is tried to be flipped."""
 _PER_GOAL = 60
@@ -90,6 +94,7 @@ class Search:
     runs: int = 0
     found: list[Found] = field(default_factory=list)
     has_decisions: bool = False
+    _limit: float = math.inf
     _pool: list[_Known] = field(default_factory=list)
     _kept: list[Calls] = field(default_factory=list)
     _efforts: dict[tuple[Site, Any], dict[str, int]] = field(default_factory=dict)
@@ -99,12 +104,13 @@ class Search:
 
     def observing(self) -> Observing:
         """What a run is entered under to be observed."""
-        return Observing(self.is_users, numbers=True)
+        return Observing(self.is_users, self._limit)
 
-    def start(self, calls: Calls, observation: Observation) -> None:
-        """Note what the example took; learn which of its decisions depend on the input."""
+    def start(self, calls: Calls, observation: Observation, functions: int) -> None:
+        """Note what the example took, and how much it ran; learn which of its decisions depend on the input."""
         self.changing |= set(observation.record.state or ())
         self.coverage.start(observation.taken)
+        self._limit = _LONGER * functions + _FUNCTIONS
         self.has_decisions = bool(observation.taken) or decides(self.space.model, self.is_users)
         if self.has_decisions:
             self._learn(calls, observation)
@@ -120,7 +126,10 @@ class Search:
 
     def _watch(self, calls: Calls) -> Observation:
         observing = self.observing()
-        record = self.runner(calls, mode=observing)
+        try:
+            record = self.runner(calls, mode=observing)
+        except Endless:
+            record = Record(error=RuntimeError("the run takes far longer than the example: its loop may never end"))
         self.changing |= set(record.state or ())
         return Observation(record, observing.taken, observing.path)
 
@@ -195,7 +204,13 @@ class Search:
     def _follow(self, calls: Calls) -> Followed | None:
         self.runs += _FOLLOW
         followed = follow(
-            self.runner, self.space, calls, is_users=self.is_users, state=self.state, changing=frozenset(self.changing)
+            self.runner,
+            self.space,
+            calls,
+            is_users=self.is_users,
+            state=self.state,
+            changing=frozenset(self.changing),
+            limit=self._limit,
         )
         return followed if followed.record is not None and followed.record.error is None else None
 

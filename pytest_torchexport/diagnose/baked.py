@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import ast
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_torchexport.branches.coverage import describe, location_of, text_of
+from pytest_torchexport.branches.coverage import location_of
 from pytest_torchexport.branches.follow import follow
 from pytest_torchexport.branches.replay import CannotHold, Loop, Path, Replay, Taken
 from pytest_torchexport.branches.sites import Kind, Site, decisions_of, source_of
 from pytest_torchexport.compare.noise import TooChaotic
+from pytest_torchexport.diagnose.separation import separating, text
 from pytest_torchexport.eager import Unstable, agrees_with_itself, second_opinion
 from pytest_torchexport.outcome import Cause, Evidence, Location
 from pytest_torchexport.reference import Reference, Trial, runner, space_of
-from pytest_torchexport.subject import containers, source
+from pytest_torchexport.subject import source
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Suspicion
@@ -40,8 +40,6 @@ _SINGLES = 6
 """Decisions that are held one by one on an input, before several are held at once."""
 _CLEAR = 1000.0
 """Beyond so many tolerances, rounding is no explanation for a difference."""
-_AGREEING = 3
-"""Inputs that have to agree before a decision is named that was not proven."""
 
 
 @dataclass(frozen=True)
@@ -97,46 +95,10 @@ def find_baked(
     """
     lines = {(s.location.file, s.location.line) for s in suspicions if s.location is not None}
     search = _Search(plan, snapshot, reference, lines, compare)
-    for number, one in enumerate(failing[:_INPUTS]):
-        if one.trial.record.error is None and (proof := search.prove(one)) is not None:
-            cause = search.cause(proof.suspects[0], one)
-            others = search.further(proof, failing[number + 1 :])
-            return Baked(cause, location_of(proof.suspects[0].site), (*proof.evidence, *others), number, proven=True)
-    separating = _separating(reference.trials[0], failing, agreeing, lines)
-    if separating is None or not (search.may_be_baked or search.may_be_guard):
+    try:
+        return search.find(failing, agreeing)
+    except Exception:  # noqa: BLE001 what goes wrong here must not hide what was found
         return None
-    site, evidence = separating
-    cause = search.cause(_Suspect(site, (site,)), failing[0])
-    if not search.may_be_baked and cause is not Cause.BAKED_SHAPE:
-        return None
-    return Baked(cause, location_of(site), evidence, 0, proven=False)
-
-
-def to_blame(suspicions: Sequence[Suspicion], example: Trial, failing: Sequence[Trial]) -> list[Suspicion]:
-    """What the exporter warned about, but for lines on which no failing input goes another way than the example.
-
-    Sizes are not observed: an input of other sizes clears no line.
-
-    Args:
-        suspicions: what the exporter warned about.
-        example: what the export saw.
-        failing: the inputs that fail.
-    """
-    usual = example.taken
-    runs = [trial.taken for trial in failing]
-    if usual is None or any(_shapes(trial) != _shapes(example) for trial in failing):
-        return list(suspicions)
-
-    def is_clear(at: Location | None) -> bool:
-        there = [site for site in usual if at is not None and (site.file, site.line) == (at.file, at.line)]
-        return bool(there) and all(taken is not None and taken.get(s) == usual[s] for taken in runs for s in there)
-
-    return [suspicion for suspicion in suspicions if not is_clear(suspicion.location)]
-
-
-def _shapes(trial: Trial) -> set[tuple[tuple[str, tuple[int, ...]], ...]]:
-    found = (containers.tensors([call.args, dict(call.kwargs)]) for call in trial.calls)
-    return {tuple((path, tuple(tensor.shape)) for path, tensor in one) for one in found}
 
 
 @dataclass(frozen=True)
@@ -178,6 +140,24 @@ class _Search:
     def __post_init__(self) -> None:
         self._is_users = source.user_code(self.plan.user_code)
         self._run = runner(self.plan, self.snapshot, self.reference)
+
+    def find(self, failing: Sequence[Failing], agreeing: Sequence[Trial]) -> Baked | None:
+        """The decision that is proven on the first inputs that fail, or the one that separates all of them."""
+        for number, one in enumerate(failing[:_INPUTS]):
+            if one.trial.record.error is None and (proof := self.prove(one)) is not None:
+                cause = self.cause(proof.suspects[0], one)
+                others = self.further(proof, failing[number + 1 :])
+                return Baked(
+                    cause, location_of(proof.suspects[0].site), (*proof.evidence, *others), number, proven=True
+                )
+        found = separating(self.reference.trials[0], [one.trial for one in failing], agreeing, self.lines)
+        if found is None or not (self.may_be_baked or self.may_be_guard):
+            return None
+        site, evidence = found
+        cause = self.cause(_Suspect(site, (site,)), failing[0])
+        if not self.may_be_baked and cause is not Cause.BAKED_SHAPE:
+            return None
+        return Baked(cause, location_of(site), evidence, 0, proven=False)
 
     def replay(self, calls: tuple[Call, ...], hold: Mapping[Site, list[Any]] | None = None) -> tuple[Replay, Record]:
         """Run eager with decisions held."""
@@ -223,7 +203,7 @@ class _Search:
             more = self.prove(one)
             if more is not None and not proven.issuperset(suspect.site for suspect in more.suspects):
                 proven |= {suspect.site for suspect in more.suspects}
-                texts = [f"`{_text(suspect.site)}`" for suspect in more.suspects]
+                texts = [f"`{text(suspect.site)}`" for suspect in more.suspects]
                 at = location_of(more.suspects[0].site)
                 yield Evidence(f"baked as well: {' with '.join(texts)}, which fails on the input {one.trial.label}", at)
 
@@ -358,17 +338,17 @@ class _Search:
             site = suspect.site
             ours = next(path[site] for path in paths if site in path and self._differs(site, path[site]))
             went = f"{self._went(site, self._example.get(site))} in the example, {self._went(site, ours)} on this input"
-            yield Evidence(f"`{_text(site)}`: {went}", location_of(site))
+            yield Evidence(f"`{text(site)}`: {went}", location_of(site))
         first = suspects[0].site
         does = "raises what eager raises" if failing.record.error is not None else "gives what eager gives"
         if len(suspects) == 1:
             to = self._went(first, self._example.get(first))
             if first.kind is Kind.EXCEPTION:
-                held = f"`{_text(first)}` is not entered"
+                held = f"`{text(first)}` is not entered"
             elif first.kind is Kind.CONDITION and to in ("true", "false"):
-                held = f"`{_text(first)}` is forced to {to}"
+                held = f"`{text(first)}` is forced to {to}"
             else:
-                held = f"`{_text(first)}` is held at {to}"
+                held = f"`{text(first)}` is held at {to}"
         else:
             held = f"these {len(suspects)} are forced together"
         yield Evidence(f"the exported program {does} when {held}, as in the example", location_of(first))
@@ -412,12 +392,6 @@ class _Search:
         return found is not None and not self._differs(site, found)
 
 
-def _text(site: Site) -> str:
-    """The decision as it is written; the pattern of a `case` with that word."""
-    line = location_of(site).source
-    return f"case {text_of(site)}" if site.kind is Kind.CONDITION and re.match(r"case\b[^:]*:", line) else text_of(site)
-
-
 def _tests_of(sites: set[Site]) -> list[set[Site]]:
     """Of the conditions, those that belong to one test: `a or b`, the tests of one `if`."""
     found = []
@@ -455,42 +429,3 @@ def _went(site: Site, taken: list[Any] | None, *, in_while: bool) -> str:
 def _listed(texts: Sequence[str]) -> str:
     short = [text if len(text) <= 60 else text[:59] + "…" for text in texts[:4]]
     return ", ".join(short) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")
-
-
-def _separating(
-    example: Trial, failing: Sequence[Failing], agreeing: Sequence[Trial], lines: set[tuple[str, int]]
-) -> tuple[Site, tuple[Evidence, ...]] | None:
-    """The decision that alone tells the failing inputs from the others; None if there is none, or not just one."""
-    taken = [one.trial.taken for one in failing if one.trial.record.error is None]
-    fine = [trial.taken for trial in agreeing if trial.taken is not None]
-    usual = example.taken
-    if usual is None or not taken or None in taken or len(fine) < _AGREEING:
-        return None
-
-    def is_other(site: Site, one: Mapping[Site, Any]) -> bool:
-        if site.kind is Kind.EXCEPTION:
-            return site in one and site not in usual
-        return site in one and site in usual and bool(one[site] != usual[site])
-
-    first = taken[0]
-    assert first is not None
-    found = [
-        site
-        for site in first
-        if all(one is not None and is_other(site, one) for one in taken)
-        and not any(is_other(site, one) for one in fine)
-    ]
-    suspected = [site for site in found if (site.file, site.line) in lines]
-    conditions = [site for site in found if site.kind in (Kind.CONDITION, Kind.EXCEPTION)]
-    chosen = next((some for some in (suspected, conditions, found) if some), [])
-    if len({site.line for site in chosen}) != 1:
-        return None
-    site = chosen[0]
-    before = "not entered" if site.kind is Kind.EXCEPTION else describe(site, usual[site])
-    now = "entered" if site.kind is Kind.EXCEPTION else describe(site, first[site])
-    at = location_of(site)
-    text = (
-        f"likely, not proven: on every failing input `{_text(site)}` goes another way than in the example, on the "
-        f"{len(fine)} inputs that agree it never does"
-    )
-    return site, (Evidence(f"`{_text(site)}`: {before} in the example, {now} on this input", at), Evidence(text, at))

@@ -337,6 +337,21 @@ def test_the_line_may_be_in_a_helper_or_a_submodule(make: Callable[[], nn.Module
     assert is_proven(outcome)
 
 
+class Behind(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.mean() > 3:  # HERE
+            return x * 2
+        if x.amax() > 2:
+            return x - 1
+        return x
+
+
+def test_decisions_behind_the_one_that_is_held_go_as_in_the_example() -> None:
+    outcome = check(Behind(), (vector(),), extra_inputs=[(vector(shift=4),)], n_inputs=0, branches="observe")
+    assert (outcome.cause, named(outcome)) == (BRANCH, Known(Behind).lines[0])
+    assert is_proven(outcome)
+
+
 def named(outcome: Outcome) -> str | None:
     return outcome.location.source if outcome.location is not None else None
 
@@ -591,6 +606,13 @@ def test_nothing_is_replayed_where_branches_are_off(monkeypatch: pytest.MonkeyPa
     outcome = check(Gate(), (vector(),), extra_inputs=[(vector(shift=4),)], branches="off")
     assert outcome.failed
     assert not runs
+
+
+def test_a_replay_that_cannot_be_made_hides_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baked, "Replay", lambda *_: 1 / 0)
+    outcome = check(Gate(), (vector(),))
+    assert (outcome.verdict, named(outcome)) == (Verdict.MISMATCH, "if x.mean() > 3:")
+    assert not is_proven(outcome)
 
 
 def test_a_pass_costs_no_replay(monkeypatch: pytest.MonkeyPatch) -> None:
