@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from pytest_torchexport.branches.observation import Observing
+from pytest_torchexport.branches.observation import Endless, Observing
 from pytest_torchexport.branches.sites import Kind
 from pytest_torchexport.diagnose.cause import Finding, kind_of
 from pytest_torchexport.draft import Failure
@@ -41,6 +42,8 @@ _SECONDS = 2.0
 _PER_OPERATOR, _PER_FLOP, _PER_ELEMENT = 1e-5, 3e-11, 1e-9
 _RUNS = 4
 """What one evaluation costs, in runs of eager: one that is observed, and one of the program."""
+_LONGER, _FUNCTIONS = 10, 1000
+"""How much more than the failing input a simpler one may run, in torch's functions: its loops may not end."""
 _CLEAR = 1000.0
 """Beyond so many tolerances a difference is not looked at again while the input is made simple, only at the end."""
 _NAMED = ("example", "extra")
@@ -129,12 +132,17 @@ class _Shrinking:
         self.usual: Taken = example or {}
         self.deviates = _deviating(trial.taken, self.usual) if trial.taken is not None and example is not None else None
         # A program that is compiled when it is called would be compiled anew for each size and number.
+        self.limit = math.inf
         self.guards = _guards(trial.calls) if self.program.exported.shares_module else None
 
     def budget(self) -> int:
         """How many inputs may be tried, by what the model's operators cost."""
-        work = _Work()
-        eager_run(self.plan, self.snapshot, self.reference, self.failure.trial.calls, mode=work)
+        calls, work = self.failure.trial.calls, _Work()
+        eager_run(self.plan, self.snapshot, self.reference, calls, mode=work)
+        if self.deviates is not None:
+            watch = self._observing()
+            eager_run(self.plan, self.snapshot, self.reference, calls, mode=watch)
+            self.limit = _LONGER * watch.functions + _FUNCTIONS
         return max(_FEWEST, min(EVALUATIONS, int(_SECONDS / (_RUNS * work.seconds)))) if work.seconds else EVALUATIONS
 
     def fails(self, calls: tuple[Call, ...]) -> bool:
@@ -144,7 +152,7 @@ class _Shrinking:
                 return False
             trial = self._eager(calls, observed=self.deviates is not None)
             return trial is not None and self._fails(trial, thorough=False) is not None
-        except (UsageError, Unstable):  # `assume` raises on it, or eager does not repeat itself
+        except (UsageError, Unstable, Endless):  # `assume` raises on it, or eager does not repeat itself or end
             return False
 
     def told(self, calls: tuple[Call, ...]) -> Failure | None:
@@ -163,12 +171,15 @@ class _Shrinking:
 
     def _eager(self, calls: tuple[Call, ...], *, observed: bool) -> Trial | None:
         found = self.failure.trial
-        watch = Observing(source.user_code(self.plan.user_code), numbers=True) if observed else None
+        watch = self._observing() if observed else None
         record = eager_run(self.plan, self.snapshot, self.reference, calls, mode=watch)
         if record.error is not None or (watch is not None and not self._same_decisions(watch.taken)):
             return None
         taken = watch.taken if watch is not None else None
         return Trial(calls, record, found.kind, f"shrunk from {found.label}", taken=taken, goals=found.goals)
+
+    def _observing(self) -> Observing:
+        return Observing(source.user_code(self.plan.user_code), limit=self.limit)
 
     def _same_decisions(self, taken: Taken) -> bool:
         """Whether eager leaves the example's way at some of the places where it did before, and at no other."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_torchexport import Cause, Leaf, Outcome, Verdict, check
+from pytest_torchexport import Cause, Leaf, Outcome, Verdict, check, floats
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.branches.observation import Observing
 from pytest_torchexport.counterexample import EVALUATIONS, shrunk, simplest
@@ -150,7 +150,7 @@ class Bench:
             program.close()
 
     def taken(self, plan: Plan, snapshot: Snapshot, reference: Any, calls: tuple[Call, ...]) -> Any:
-        watch = Observing(user_code(()), numbers=True)
+        watch = Observing(user_code(()))
         eager_run(plan, snapshot, reference, calls, mode=watch)
         return watch.taken
 
@@ -158,6 +158,15 @@ class Bench:
 class Plain(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + 1
+
+
+class Until(nn.Module):
+    """Ends only for numbers that are not too small."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while x.sum() < 1000:
+            x = x * 2
+        return x
 
 
 class Two(nn.Module):
@@ -225,6 +234,12 @@ def test_without_a_full_comparison_nothing_is_shown(tmp_path: Path) -> None:
     x = torch.rand(4) + 7
     bench = Bench(Plain(), (torch.rand(4),), lambda _: Cause.NUMERIC, tmp_path, thorough=lambda y: torch.equal(x, y))
     assert shown(bench.shrunk(x)) is x
+
+
+def test_a_loop_that_would_not_end_is_left(tmp_path: Path) -> None:
+    """With zeros, which are simpler, it goes on for ever."""
+    bench = Bench(Until(), (torch.rand(4) + 1,), lambda _: Cause.NUMERIC, tmp_path, {"inputs": {"x": floats(0, 9)}})
+    assert shown(bench.shrunk(torch.rand(4) + 7)).sum() > 0
 
 
 @pytest.mark.parametrize("kind", ["example", "extra", "remembered"])
