@@ -54,7 +54,7 @@ class Coverage:
         new = []
         for site, what in taken.items():
             history = self._history(site)
-            if not any(what == before for before, _, _ in history):
+            if not any(_same(site, what, before) for before, _, _ in history):
                 history.append((what, kind, label))
             if site not in self._known and len(history) > 1:
                 new += self.depends([site])
@@ -73,7 +73,7 @@ class Coverage:
         for site, what in taken.items():
             if site in self._known:
                 new += [(site, o) for o in self._outcomes(site, what) if o not in self._known[site].reached]
-            elif (history := self._history(site)) and all(w != what for w, _, _ in history):
+            elif (history := self._history(site)) and all(not _same(site, what, w) for w, _, _ in history):
                 new += [(site, outcome) for outcome in self._others(site, what, history)]
         return new
 
@@ -114,7 +114,7 @@ class Coverage:
         if site.kind in (Kind.CONDITION, Kind.EXCEPTION):
             return sorted(what)
         example = self._known[site].example
-        return ["example" if example is None or what == example else OTHER]
+        return ["example" if example is None or _same(site, what, example) else OTHER]
 
     def sites(self) -> list[Site]:
         """The decisions that are known to depend on the input."""
@@ -182,6 +182,13 @@ class Coverage:
         return self._example.get(site)
 
 
+def _same(site: Site, one: Any, other: Any) -> bool:
+    """Whether two inputs took the same. Of counts and values it matters which there were, not how often or in which order:
+    a longer sequence of calls comes to the same places more often.
+    """
+    return set(one) == set(other) if site.kind in (Kind.LOOP, Kind.NUMBER) else bool(one == other)
+
+
 def describe(site: Site, what: Any) -> str:
     """What was taken at a decision, in words: `true`, `3 iterations`, `0.25`."""
     if what is None:
@@ -222,4 +229,4 @@ def location_of(site: Site) -> Location:
 
 def different(one: Taken, other: Mapping[Site, Any]) -> list[Site]:
     """The decisions that two runs took differently, by position; those that only one came to are left out."""
-    return sorted(site for site in one.keys() & other.keys() if one[site] != other[site])
+    return sorted(site for site in one.keys() & other.keys() if not _same(site, one[site], other[site]))

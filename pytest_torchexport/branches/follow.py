@@ -413,6 +413,8 @@ class _Followed:
             if _keeps(function):
                 return function(*args, **kwargs)
             made = function(*_plainly(args), **{key: _plain_bool(value) for key, value in kwargs.items()})
+            if not isinstance(made, int | float | str | None):
+                self._spread(args, kwargs, made)
             # What a library makes of a number depends on the input as the number does.
             return self._dependent(made) if _depend(function, args) else made
         finally:
@@ -426,7 +428,17 @@ class _Followed:
             made = function(*args, **kwargs)
         finally:
             self._within.pop()
+        self._spread(args, kwargs, made)
         return self._dependent(made) if len(self._followed.tests) > before else made
+
+    def _spread(self, args: Any, kwargs: Any, made: Any) -> None:
+        """Tensors from code that is not seen (a scripted module, vmap) depend on the input if what it was given does."""
+        outputs = [one for one in (made if isinstance(made, list | tuple) else [made]) if isinstance(one, torch.Tensor)]
+        unknown = [one for one in outputs if self.mode.info(one) is None]
+        given = (*args, *kwargs.values())
+        if unknown and any(isinstance(one, torch.Tensor) and self.mode.info(one) is not None for one in given):
+            for one in unknown:
+                self.mode.know(one, Info())
 
     def _dependent(self, value: Any) -> Any:
         if isinstance(value, np.generic):

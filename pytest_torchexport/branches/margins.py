@@ -39,6 +39,7 @@ class Info:
         count: what it counts, if it does; margins of shape (*own shape, n).
         choice: the scores of which it is the index of the largest, of shape (*own shape, n).
         rows: its first dimension is the number of these conditions that hold.
+        varies: its shape depends on the input's values.
     """
 
     mirror: torch.Tensor | None = None
@@ -46,6 +47,7 @@ class Info:
     count: Count | None = None
     choice: Choice | None = None
     rows: Count | None = None
+    varies: bool = False
 
 
 @dataclass(eq=False)
@@ -135,6 +137,8 @@ class MarginMode(TorchFunctionMode):
                 kept = args[0].view_as(args[0])
             self.know(kept, self.info(args[0]) or Info())
             return kept
+        if name in ("requires_grad_", "retain_grad"):
+            return args[0]
         if name == "numpy":
             return func(args[0].detach(), *args[1:], **kwargs).view(Array)
         args, kwargs = _without_bools(args), {k: _without_bool(v) for k, v in kwargs.items()}
@@ -154,7 +158,7 @@ class MarginMode(TorchFunctionMode):
             with torch.enable_grad():
                 return func(*args, **kwargs)
         except Exception:  # noqa: BLE001 what eager does without a graph need not be possible with one
-            return func(*args, **kwargs)
+            return func(*_cut_off(args), **{key: _cut_off(value) for key, value in kwargs.items()})
 
     # --- numbers that leave the tensors -------------------------------------------------------------------------
 
@@ -204,16 +208,20 @@ class MarginMode(TorchFunctionMode):
 
     def _size(self, tensor: torch.Tensor, name: str, args: Any, kwargs: Any, value: Any) -> Any:
         info = self.info(tensor) or Info()
-        rows = None
+        rows = Origin() if info.varies else None
         if info.rows is not None:
             margins = info.rows.margins.reshape(-1)
             rows = Origin(_counted(margins), Count(margins))
         fixed = Origin(size=True)
         if not self.sizes and rows is None:
             return value
-        if name in ("__len__", "numel", "nelement"):
-            many = name != "__len__" and tensor.dim() > 1
-            return TrackedInt(value, fixed if rows is None or many else rows)
+        if name == "__len__":
+            return TrackedInt(value, fixed if rows is None else rows)
+        if name in ("numel", "nelement"):
+            each = math.prod(tensor.shape[1:])
+            if rows is not None and rows.count is not None and each > 1:
+                rows = Origin(None if rows.real is None else rows.real * each, Count(rows.count.margins, float(each)))
+            return TrackedInt(value, fixed if rows is None else rows)
         if isinstance(value, torch.Size):
             first = rows if rows is not None else fixed
             return torch.Size([TrackedInt(n, first if i == 0 else fixed) for i, n in enumerate(value)])
@@ -252,7 +260,7 @@ class MarginMode(TorchFunctionMode):
                     if name == "floor_divide":
                         like = like / self.real(args[1])
                     out = out.detach() + (like - like.detach())
-            self.know(out, replace(Info(), rows=self._rows(name, args)))
+            self.know(out, Info(rows=self._rows(name, args), varies=self._varies(name, args)))
             return out
         with torch.enable_grad():
             try:
@@ -263,6 +271,8 @@ class MarginMode(TorchFunctionMode):
             same = info.mirror.to(out.dtype)
             if torch.equal(same, out) or torch.allclose(same, out, equal_nan=True):
                 out, info = same, replace(info, mirror=None)
+        if self._varies(name, args):
+            info = replace(info, varies=True)
         if name == "embedding" and not out.requires_grad:
             out = self._looked_up(args, kwargs, out)
         self.know(out, info)
@@ -291,13 +301,16 @@ class MarginMode(TorchFunctionMode):
                 made.append(part)
                 continue
             info = Info()
-            if name in ("max", "min") and index == 1 and args:
+            if name in ("nonzero", "where") and isinstance(args[0], torch.Tensor):
+                margins = self.margin(args[0])
+                info = Info(rows=None if margins is None else Count(margins.reshape(-1)), varies=True)
+            elif name in ("max", "min") and index == 1 and args:
                 info = Info(choice=self._choice("argmax" if name != "min" else "argmin", args, kwargs, part))
             elif mirrored is not None:
                 info = Info(mirror=mirrored[index]) if not part.requires_grad else Info()
             elif index == 0 and name in ("max", "min", "median", "sort", "topk") and not part.requires_grad:
                 info = self._first_mirrored(name, func, args, kwargs, part)
-            self.know(part, info)
+            self.know(part, replace(info, varies=True) if self._varies(name, args) else info)
             made.append(part)
         del made
         return out
@@ -325,6 +338,16 @@ class MarginMode(TorchFunctionMode):
         else:
             return None
         return Count(margins.reshape(-1)) if margins is not None else None
+
+    def _varies(self, name: str, args: Any) -> bool:
+        """Whether the output's shape depends on values."""
+        if name in _SELECTS or (name == "where" and len(args) == 1):
+            return True
+        if name == "getitem" and isinstance(args[1], torch.Tensor):
+            picked = self.info(args[1])
+            return args[1].dtype is torch.bool or (picked is not None and picked.varies)
+        info = self.info(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+        return info is not None and info.varies and name not in ("sum", "mean", "any", "all", "amax", "amin", "max", "min")
 
     def _derived(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> Info:
         """What is known of an integer, boolean or otherwise not differentiable output."""
@@ -652,6 +675,7 @@ _LOGIC = {
     **dict.fromkeys(("invert", "logical_not", "bitwise_not"), "not"),
 }
 _KEEPS_ROWS = frozenset(("squeeze", "to", "clone", "contiguous", "flatten", "float", "long", "cpu", "view", "reshape"))
+_SELECTS = frozenset(("nonzero", "argwhere", "unique", "unique_consecutive", "masked_select", "repeat_interleave"))
 _REARRANGES = frozenset(
     (
         *("getitem", "view", "reshape", "squeeze", "unsqueeze", "flatten", "select", "narrow", "expand", "permute"),
@@ -692,6 +716,13 @@ def _has_tracked(values: Iterable[Any]) -> bool:
         tracked.is_tracked(value) or (isinstance(value, (list, tuple)) and any(map(tracked.is_tracked, value)))
         for value in values
     )
+
+
+def _cut_off(value: Any) -> Any:
+    """The value without its graph; tensors share their memory with those given."""
+    if isinstance(value, torch.Tensor):
+        return value.detach() if value.requires_grad else value
+    return type(value)(_cut_off(one) for one in value) if type(value) in (list, tuple) else value
 
 
 def _without_bool(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,14 +93,42 @@ def _dot(one: Mapping[Key, torch.Tensor], other: Mapping[Key, torch.Tensor]) -> 
 
 
 def _solve(rows: Sequence[Mapping[Key, torch.Tensor]], changes: torch.Tensor) -> dict[Key, torch.Tensor] | None:
-    gram = torch.tensor([[_dot(a, b) for b in rows] for a in rows], dtype=torch.float64)
-    if not gram[0, 0] > 0:
+    """The shortest direction along which each margin changes as wished, or None without one.
+
+    Solved in Python's own numbers: the results of a library's solver may depend on where in memory the matrix lies.
+    """
+    gram = [[_dot(a, b) for b in rows] for a in rows]
+    if not gram[0][0] > 0:
         return None
-    ridge = 1e-12 * gram.diagonal().max() * torch.eye(len(rows), dtype=torch.float64)
-    weights = torch.linalg.lstsq(gram + ridge, changes.unsqueeze(1)).solution.squeeze(1)
-    if not weights.isfinite().all():
+    largest = max(gram[i][i] for i in range(len(rows)))
+    weights = _eliminate([[*row, float(change)] for row, change in zip(gram, changes, strict=True)], 1e-10 * largest)
+    if not all(math.isfinite(weight) for weight in weights):
         return None
-    return {key: sum(w * row[key] for w, row in zip(weights, rows, strict=True)) for key in rows[0]}  # type: ignore[misc]
+    made = {}
+    for key in rows[0]:
+        directions = [weight * row[key] for weight, row in zip(weights, rows, strict=True)]
+        made[key] = torch.stack(directions).sum(0)
+    return made
+
+
+def _eliminate(system: list[list[float]], tiny: float) -> list[float]:
+    """Gauss-Jordan elimination with pivots; an equation that says nothing new gets the weight 0."""
+    n = len(system)
+    used: dict[int, int] = {}
+    free = set(range(n))
+    for column in range(n):
+        pivot = max(free, key=lambda row: (abs(system[row][column]), -row), default=None)
+        if pivot is None or abs(system[pivot][column]) <= tiny:
+            continue
+        free.discard(pivot)
+        used[column] = pivot
+        scale = system[pivot][column]
+        system[pivot] = [value / scale for value in system[pivot]]
+        for row in range(n):
+            factor = system[row][column]
+            if row != pivot and factor:
+                system[row] = [a - factor * b for a, b in zip(system[row], system[pivot], strict=True)]
+    return [system[used[column]][n] if column in used else 0.0 for column in range(n)]
 
 
 def _whole_steps(numbers: Mapping[Key, Numbers], wishes: Sequence[Wish]) -> dict[Key, torch.Tensor] | None:
