@@ -136,6 +136,7 @@ class _Search:
     whiles: dict[Site, Site] = field(default_factory=dict)
     _example: Path | None = None
     _unreached: list[Site] = field(default_factory=list)
+    _unread: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._is_users = source.user_code(self.plan.user_code)
@@ -185,6 +186,8 @@ class _Search:
                 return None
             if self._explains(failing, group):
                 fewest = self._fewest(failing, group)
+                if self._is_lost_state(fewest, paths):
+                    return None
                 return _Proof(fewest, tuple(self._told(failing, fewest, paths)))
         return None
 
@@ -216,7 +219,8 @@ class _Search:
 
     def _matches(self, trial: Trial, replay: Replay, record: Record) -> bool:
         """Whether the program did what eager did in a replay, of which the trial has the record."""
-        disagreeing = self.compare(trial, record, None).disagreeing
+        comparison = self.compare(trial, record, None)
+        disagreeing, self._unread = comparison.disagreeing, comparison.unread
         if any(leaf.cause is not Cause.NUMERIC or leaf.excess > _CLEAR for leaf in disagreeing):
             return False
         if not disagreeing:
@@ -321,6 +325,12 @@ class _Search:
             self.may_be_baked = True
             return False
         return self._matches(Trial(failing.trial.calls, record, "", ""), replay, failing.record)
+
+    def _is_lost_state(self, suspects: Sequence[_Suspect], paths: Sequence[Path]) -> bool:
+        """Whether the decisions go another way in later calls alone, where eager has state that the program has not."""
+        first = paths[0]
+        now = [site for suspect in suspects for site in suspect.held if site in first]
+        return bool(self._unread) and not any(self._differs(site, first[site]) for site in now)
 
     def _fewest(self, failing: Failing, group: list[_Suspect]) -> list[_Suspect]:
         """The group without the decisions that make no difference."""

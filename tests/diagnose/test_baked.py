@@ -539,6 +539,21 @@ def test_a_lost_buffer_is_not_the_decision() -> None:
     assert (outcome.cause, outcome.location) == (Cause.LOST_STATE, None)
 
 
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return x * 2 if self.seen > 2 else x
+
+
+def test_a_decision_on_state_that_the_program_has_not_is_lost_state() -> None:
+    outcome = check(Counts(), (vector(),))
+    assert (outcome.cause, outcome.location) == (Cause.LOST_STATE, None)
+
+
 class Adapts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
