@@ -136,7 +136,6 @@ class _Search:
     whiles: dict[Site, Site] = field(default_factory=dict)
     _example: Path | None = None
     _unreached: list[Site] = field(default_factory=list)
-    _unread: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._is_users = source.user_code(self.plan.user_code)
@@ -170,6 +169,8 @@ class _Search:
     def prove(self, failing: Failing) -> _Proof | None:
         """The fewest decisions that, held as in the example, make eager do what the program did on the input."""
         trial = failing.trial
+        if self._is_lost_state(failing):
+            return None
         if self._example is None:
             paths = self._paths(self.reference.trials[0])
             self._example = paths[0] if paths else None
@@ -186,8 +187,6 @@ class _Search:
                 return None
             if self._explains(failing, group):
                 fewest = self._fewest(failing, group)
-                if self._is_lost_state(fewest, paths):
-                    return None
                 return _Proof(fewest, tuple(self._told(failing, fewest, paths)))
         return None
 
@@ -219,8 +218,7 @@ class _Search:
 
     def _matches(self, trial: Trial, replay: Replay, record: Record) -> bool:
         """Whether the program did what eager did in a replay, of which the trial has the record."""
-        comparison = self.compare(trial, record, None)
-        disagreeing, self._unread = comparison.disagreeing, comparison.unread
+        disagreeing = self.compare(trial, record, None).disagreeing
         if any(leaf.cause is not Cause.NUMERIC or leaf.excess > _CLEAR for leaf in disagreeing):
             return False
         if not disagreeing:
@@ -326,11 +324,12 @@ class _Search:
             return False
         return self._matches(Trial(failing.trial.calls, record, "", ""), replay, failing.record)
 
-    def _is_lost_state(self, suspects: Sequence[_Suspect], paths: Sequence[Path]) -> bool:
-        """Whether the decisions go another way in later calls alone, where eager has state that the program has not."""
-        first = paths[0]
-        now = [site for suspect in suspects for site in suspect.held if site in first]
-        return bool(self._unread) and not any(self._differs(site, first[site]) for site in now)
+    def _is_lost_state(self, failing: Failing) -> bool:
+        """Whether only later calls differ, and eager has state by then that the program has not."""
+        if len(failing.trial.calls) == 1 or failing.record.error is not None:
+            return False
+        comparison = self.compare(failing.trial, failing.record, None)
+        return bool(comparison.unread) and not any(leaf.path.startswith("call 1 ") for leaf in comparison.disagreeing)
 
     def _fewest(self, failing: Failing, group: list[_Suspect]) -> list[_Suspect]:
         """The group without the decisions that make no difference."""
