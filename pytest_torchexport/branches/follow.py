@@ -136,7 +136,6 @@ def follow(
     is_users: Callable[[str], bool],
     state: Mapping[str, Any] | None = None,
     changing: frozenset[str] = frozenset(),
-    force: Mapping[Site, Any] | None = None,
     limit: float = math.inf,
 ) -> Followed:
     """Run the calls with the user's functions replaced by their twins.
@@ -148,11 +147,10 @@ def follow(
         is_users: whether the code of a file counts as the user's.
         state: tensors of the model's state by name.
         changing: names of the state that forward changes: it depends on earlier calls.
-        force: outcomes (of conditions) and values (of numbers) to put in the place of the true ones.
         limit: how many of torch's functions it may call.
     """
     followed = Followed()
-    program = _Followed(space, followed, is_users, dict(state or {}), changing, dict(force or {}))
+    program = _Followed(space, followed, is_users, dict(state or {}), changing)
     program.mode.limit = limit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the user's code has to say, it says in the other runs
@@ -175,10 +173,8 @@ class _Followed:
         is_users: Callable[[str], bool],
         state: dict[str, Any],
         changing: frozenset[str],
-        force: dict[Site, Any],
     ) -> None:
         self._space, self._followed, self._is_users = space, followed, is_users
-        self._force = force
         self._calls = 0
         self._within: list[int] = []
         self._last: Any = None
@@ -254,8 +250,6 @@ class _Followed:
         if index < 0:
             return made
         site = SITES[index]
-        if site in self._force:
-            return self._force[site]
         size = tracked.is_size(made)
         self._followed.numbers.append(Number(site, tracked.plain(made), getattr(made, "origin", None), size))
         return made
@@ -266,9 +260,6 @@ class _Followed:
         """Decide a condition."""
         where = SITES[site]
         outcome, margin, size, depends = self._judge(value)
-        if where in self._force:
-            forced = self._force[where]
-            outcome = (forced.pop(0) if forced else outcome) if isinstance(forced, list) else forced
         if len(self._followed.path) < _LIMIT:
             self._followed.path.append((where, outcome))
             if depends:
@@ -315,6 +306,11 @@ class _Followed:
         if ends:
             self._last = value
         return not ends
+
+    def noted(self, site: int, value: Any) -> Any:
+        """Decide a condition whose value is needed itself."""
+        outcome = self.test(site, value)
+        return value if outcome == bool(tracked.plain(value)) else outcome
 
     def box(self, value: Any) -> Any:
         """The last operand, as something true."""
@@ -441,7 +437,7 @@ class _Followed:
                 self.mode.know(one, Info())
 
     def _dependent(self, value: Any) -> Any:
-        if isinstance(value, np.generic):
+        if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
             value = value.item()
         return tracked.track(value, None) if type(value) in (bool, int, float) else value
 
@@ -451,8 +447,8 @@ class _Followed:
             return function(tracked.plain(value), *rest)
         if isinstance(value, torch.Tensor) and self.mode.info(value) is not None:
             value = self._taken_from(function, value)
-        elif isinstance(value, np.ndarray):
-            return function(value)
+        elif isinstance(value, np.ndarray | np.generic):
+            return tracked.track(function(value), None)
         if isinstance(value, TrackedBool):
             return value if function is bool else self.cast(function, value.number())
         if not tracked.is_tracked(value):

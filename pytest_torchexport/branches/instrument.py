@@ -34,6 +34,9 @@ class Runtime(Protocol):
     def hold_or(self, site: int, value: Any) -> bool:
         """Decide an operand of `or`: whether to go on."""
 
+    def noted(self, site: int, value: Any) -> Any:
+        """Decide a condition whose value is needed itself."""
+
     def box(self, value: Any) -> Any:
         """The last operand, as something true."""
 
@@ -72,7 +75,7 @@ SITES: list[Site] = []
 """The places that the code of twins names by number."""
 _INDEX: dict[Site, int] = {}
 LOOPS: dict[int, Site] = {}
-"""The `while` loop whose test a condition belongs to."""
+"""The loop that a condition may end: as part of its test, or because it decides on a `break` or `return`."""
 _TWINS: dict[tuple[str, types.CodeType], types.CodeType | None] = {}
 _DEFINITIONS: weakref.WeakKeyDictionary[Source, dict[tuple[str, int], list[list[Any]]]] = weakref.WeakKeyDictionary()
 
@@ -210,6 +213,7 @@ class _Instrument(ast.NodeTransformer):
     def __init__(self, source: Source) -> None:
         self._source = source
         self._subjects = 0
+        self._loops: list[Site] = []
 
     def function(self, node: Any) -> Any:
         """The definition with an instrumented body, without decorators, defaults and annotations."""
@@ -260,12 +264,14 @@ class _Instrument(ast.NodeTransformer):
         return self._told("test", test, ast.Constant(index), self.visit(test))
 
     def visit_If(self, node: ast.If) -> ast.AST:
-        node.test = self._condition(node.test)
+        loop = self._loops[-1] if self._loops and _escapes([*node.body, *node.orelse]) else None
+        node.test = self._condition(node.test, loop)
         return self._bodies(node)
 
     def visit_While(self, node: ast.While) -> ast.AST:
-        node.test = self._condition(node.test, self._source.loop(node.test))
-        return self._bodies(node)
+        loop = self._source.loop(node.test)
+        node.test = self._condition(node.test, loop)
+        return self._looped(node, loop)
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         node.test = self._condition(node.test)
@@ -295,13 +301,21 @@ class _Instrument(ast.NodeTransformer):
         return self._told("collected", node, self._told("begun", node), made) if filtered else made  # type: ignore[arg-type]
 
     def visit_For(self, node: ast.For) -> ast.AST:
+        loop = self._source.loop(node.iter)
         node.iter = self._iterated(node.iter)
         node.target = self.visit(node.target)
-        return self._bodies(node)
+        return self._looped(node, loop)
 
     def _iterated(self, iterable: ast.expr) -> ast.expr:
         site = self._number(self._source.loop(iterable))
         return self._told("iterate", iterable, site, self.visit(iterable))
+
+    def _looped(self, node: Any, loop: Site) -> Any:
+        self._loops.append(loop)
+        node.body = [self._one(statement) for statement in node.body]
+        self._loops.pop()
+        node.orelse = [self._one(statement) for statement in node.orelse]
+        return node
 
     def _bodies(self, node: Any) -> Any:
         node.body = [self._one(statement) for statement in node.body]
@@ -313,14 +327,23 @@ class _Instrument(ast.NodeTransformer):
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
         *deciding, last = node.values
         method = "hold" if isinstance(node.op, ast.And) else "hold_or"
-        tests: list[ast.expr] = [
-            self._told(method, one, self._number(self._source.condition(one)), self.visit(one))
-            if not isinstance(one, (ast.BoolOp, ast.Constant))
-            else self._told(method, one, ast.Constant(-1), self.visit(one))
-            for one in deciding
-        ]
+        tests: list[ast.expr] = []
+        for one in deciding:
+            whole = isinstance(one, ast.BoolOp | ast.Constant) or _is_not(one)
+            site = ast.Constant(-1) if whole else self._number(self._source.condition(one))
+            tests.append(self._told(method, one, site, self._deciding(one)))
         tests.append(self._told("box", last, self.visit(last)))
         return self._told("held", node, self._placed(ast.BoolOp(ast.And(), tests), node))
+
+    def _deciding(self, operand: ast.expr) -> ast.expr:
+        """An operand that decides, as a value: what stands under a `not` is the condition."""
+        if isinstance(operand, ast.UnaryOp) and _is_not(operand):
+            inner = operand.operand
+            if isinstance(inner, ast.BoolOp | ast.Constant) or _is_not(inner):
+                return self._told("negate", operand, self._deciding(inner))
+            site = self._number(self._source.condition(inner))
+            return self._told("negate", operand, self._told("noted", inner, site, self.visit(inner)))
+        return self.visit(operand)  # type: ignore[no-any-return]
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         operand = self.visit(node.operand)
@@ -379,7 +402,9 @@ class _Instrument(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        loops, self._loops = self._loops, []
         node.body = [self._one(statement) for statement in node.body]
+        self._loops = loops
         return node
 
     # --- match --------------------------------------------------------------------------------------------------
@@ -440,6 +465,27 @@ _OPERATORS: dict[type[ast.cmpop], str] = {
     ast.Eq: "eq",
     ast.NotEq: "ne",
 }
+
+
+def _escapes(body: list[ast.stmt]) -> bool:
+    """Whether statements leave the loop that they stand in."""
+    for statement in body:
+        if isinstance(statement, ast.Break | ast.Return):
+            return True
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        inner = [child for child in ast.walk(statement) if isinstance(child, ast.Return)]
+        if inner:
+            return True
+        if not isinstance(statement, ast.For | ast.While) and _escapes(
+            [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)]
+        ):
+            return True
+    return False
+
+
+def _is_not(node: ast.expr) -> bool:
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
 
 
 def _is_comparison(pattern: ast.pattern) -> bool:

@@ -139,7 +139,7 @@ class MarginMode(TorchFunctionMode):
             return kept
         if name in ("requires_grad_", "retain_grad"):
             return args[0]
-        if name == "numpy":
+        if name in ("numpy", "array"):
             return func(args[0].detach(), *args[1:], **kwargs).view(Array)
         args, kwargs = _without_bools(args), {k: _without_bool(v) for k, v in kwargs.items()}
         target = _written(func, name, args, kwargs)
@@ -152,13 +152,12 @@ class MarginMode(TorchFunctionMode):
         return self._describe(name, func, args, kwargs, out, target)
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            return func(*args, **kwargs)
         try:
             with torch.enable_grad():
                 return func(*args, **kwargs)
         except Exception:  # noqa: BLE001 what eager does without a graph need not be possible with one
-            return func(*_cut_off(args), **{key: _cut_off(value) for key, value in kwargs.items()})
+            with torch.no_grad():
+                return func(*_cut_off(args), **{key: _cut_off(value) for key, value in kwargs.items()})
 
     # --- numbers that leave the tensors -------------------------------------------------------------------------
 

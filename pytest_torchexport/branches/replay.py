@@ -174,6 +174,11 @@ class Replay:
             self._last = value
         return not ends
 
+    def noted(self, site: int, value: Any) -> Any:
+        """Decide a condition whose value is needed itself."""
+        outcome = self.test(site, value)
+        return value if outcome == bool(value) else outcome
+
     def box(self, value: Any) -> Any:
         """The last operand, as something true."""
         return _Box(value)
