@@ -156,9 +156,10 @@ class Replay:
 
     def test(self, site: int, value: Any) -> bool:
         """Decide a condition."""
-        if site in LOOPS:
-            self.whiles[SITES[site]] = LOOPS[site]
-        return bool(self.decide(SITES[site], lambda: bool(value)))
+        where, loop = SITES[site], LOOPS.get(site)
+        if loop is not None and _is_within(where, loop):
+            self.whiles[where] = loop
+        return bool(self.decide(where, lambda: bool(value)))
 
     def hold(self, site: int, value: Any) -> bool:
         """Decide an operand of `and`; where it ends the evaluation, it is the value."""
@@ -304,6 +305,11 @@ def _as_often(iterable: Any, loop: Loop) -> Iterator[Any]:
             msg = f"{loop} held, and there are only {number} elements"
             raise CannotHold(msg) from None
         yield item
+
+
+def _is_within(part: Site, whole: Site) -> bool:
+    begins, ends = (part.line, part.column), (part.end_line, part.end_column)
+    return (whole.line, whole.column) <= begins and ends <= (whole.end_line, whole.end_column)
 
 
 def _is_plain(value: Any) -> bool:
