@@ -194,6 +194,7 @@ def _add_found(plan: Plan, snapshot: Snapshot, reference: Reference, search: Sea
             trial = Trial(found.calls, record, "branch", found.label, taken=found.taken, goals=tuple(found.goals))
             reference.trials.append(trial)
     reference.coverage = search.report(plan.branches)
+    reference.notes += search.notes.items()
 
 
 def _add_extra(plan: Plan, snapshot: Snapshot, reference: Reference, search: Search | None) -> None:

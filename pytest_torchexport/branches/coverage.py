@@ -133,6 +133,18 @@ class Coverage:
         reached = self._known[site].reached if site in self._known else {}
         return [outcome for outcome in (True, False) if (site, outcome) not in out or outcome in reached]
 
+    def reached_elsewhere(self, site: Site) -> list[Any]:
+        """The outcomes of a decision that the example did not take, and another input did."""
+        known = self._known[site]
+        if site.kind is Kind.EXCEPTION or source_excluded(site):
+            return []
+        took = known.example if site.kind is Kind.CONDITION and known.example else ()
+        return [o for o, (kind, _) in known.reached.items() if kind != "example" and o != "example" and o not in took]
+
+    def is_other(self, site: Site, taken: Any) -> bool:
+        """Whether counts or values are not the example's."""
+        return not _same(site, taken, self._known[site].example)
+
     def missing(self) -> list[tuple[Site, Any]]:
         """The outcomes that no input took yet, in the order in which their decisions were met; none that is excluded."""
         return [

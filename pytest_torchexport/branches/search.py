@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.branches.bytecode import plan_of
+from pytest_torchexport.branches.chance import mutated
 from pytest_torchexport.branches.coverage import OTHER, Coverage
 from pytest_torchexport.branches.discrete import Candidate, candidates
 from pytest_torchexport.branches.flip import Goal, flip
@@ -19,16 +20,19 @@ from pytest_torchexport.branches.implied import implied
 from pytest_torchexport.branches.instrument import definition
 from pytest_torchexport.branches.observation import Endless, Observation, Observing, Taken
 from pytest_torchexport.branches.sites import Kind, Site
+from pytest_torchexport.branches.telling import path_of, tells
 from pytest_torchexport.branches.twins import decides
 from pytest_torchexport.inputs.constants import mine
 from pytest_torchexport.subject.call import forward_of
 from pytest_torchexport.subject.run import Record
+from pytest_torchexport.subject.source import of_exception
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pytest_torchexport.inputs.space import Space
+    from pytest_torchexport.branches.replay import Path
     from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.subject.call import Call
 
@@ -43,6 +47,8 @@ _LONGER, _FUNCTIONS = 30, 3000
 """How much more than the example an input may run, in torch's functions: what loops on for ever is no input."""
 _BASES = 4
 """Inputs from which a decision is tried to be flipped."""
+_STARTS, _GENERATIONS, _CHANCES = 3, 8, 60
+"""Drawn inputs from which gradients are followed; random changes for each outcome; random inputs without a new outcome."""
 _PER_GOAL = 60
 """Runs that go into the gradient search for one outcome before others have had their turn."""
 
@@ -79,6 +85,13 @@ class Search:
         state: tensors of the model's state by name.
         accepts: whether an input is one that the model is meant for (`assume`).
         draws: further generated inputs.
+
+    Attributes:
+        coverage: what is known, and what was reached.
+        runs: what the search cost so far, in runs of eager.
+        found: the inputs that it adds.
+        has_decisions: the user's code decides anything at all.
+        notes: what could not be followed, and why.
     """
 
     runner: Runner
@@ -94,11 +107,11 @@ class Search:
     runs: int = 0
     found: list[Found] = field(default_factory=list)
     has_decisions: bool = False
+    notes: dict[str, str] = field(default_factory=dict)
     _limit: float = math.inf
     _pool: list[_Known] = field(default_factory=list)
-    _kept: list[Calls] = field(default_factory=list)
+    _accepted: set[str] = field(default_factory=set)
     _efforts: dict[tuple[Site, Any], dict[str, int]] = field(default_factory=dict)
-    _pending: list[tuple[Calls, Observation, list[tuple[Site, Any]]]] = field(default_factory=list)
 
     # --- the inputs that are there anyway -------------------------------------------------------------------------
 
@@ -136,9 +149,13 @@ class Search:
     def _learn(self, calls: Calls, observation: Observation) -> None:
         """Follow an input that runs, so that the decisions on its way are known."""
         followed = self._follow(calls)
-        if followed is None:
-            return
-        self._pool.append(_Known(calls, observation, followed))
+        error = followed.record.error if followed.record is not None else None
+        if error is not None:
+            where = of_exception(error)
+            self.notes["branches after " + (f"{where.file}:{where.line}" if where else "an unknown line")] = (
+                f"they could not be followed there ({type(error).__name__}: {str(error)[:120]})"
+            )
+        self._pool.append(_Known(calls, observation, followed if error is None else None))
         sites: dict[Site, None] = {}
         for test in followed.tests:
             if test.size and not self.space.sizes():
@@ -157,7 +174,7 @@ class Search:
         """The decisions that depend on the input because others, or arguments that are no tensors, do."""
         root = getattr(forward_of(self.space.model), "__code__", None)
         plain = {path for path, one in self.space.numbers(self.space.example).items() if not one.value.dim()}
-        names = {path for path in (*self.space.alternatives(), *plain) if path.isidentifier()}
+        names = {path for path in (*self._accepted, *plain) if path.isidentifier()}
         known = self.coverage.sites()
         for code in followed.codes:
             found = definition(code)
@@ -179,6 +196,7 @@ class Search:
         self._follow_gradients(attempted)
         self._drive_loops()
         self._by_chance(attempted)
+        self._make_tell()
         for goal in self.coverage.missing():
             efforts = self._efforts.get(goal, {})
             text = ", ".join(f"{n} {what}" for what, n in efforts.items()) or "nothing: the budget was spent"
@@ -199,9 +217,10 @@ class Search:
         """An instrumented run; None where eager rejects the input, or nothing is left to spend."""
         if self._left() < _FOLLOW or not self.accepts(calls):
             return None
-        return self._follow(calls)
+        followed = self._follow(calls)
+        return followed if followed.record is not None and followed.record.error is None else None
 
-    def _follow(self, calls: Calls) -> Followed | None:
+    def _follow(self, calls: Calls) -> Followed:
         self.runs += _FOLLOW
         followed = follow(
             self.runner,
@@ -212,7 +231,7 @@ class Search:
             changing=frozenset(self.changing),
             limit=self._limit,
         )
-        return followed if followed.record is not None and followed.record.error is None else None
+        return followed
 
     def takes(self, calls: Calls, goal: Goal) -> bool:
         """Whether a run without instrumentation reaches the goal; what else it takes is noted if it does."""
@@ -295,11 +314,9 @@ class Search:
             if known.followed is None:
                 continue
             for goal in _goals(site, outcome, known.followed):
-                tests = [test for _, test in goal.instances(known.followed)]
-                if tests:
-                    nearest = min(abs(test.level) for test in tests)
-                    found.append((nearest, index, known, goal))
-        found.sort(key=lambda one: (one[0] != one[0], one[0], one[1]))
+                if goal.instances(known.followed):
+                    found.append((_nearest(goal, known.followed), index, known, goal))
+        found.sort(key=lambda one: (one[0], one[1]))
         return [(known, goal) for _, _, known, goal in found[:_BASES]]
 
     def _drive_loops(self) -> None:
@@ -329,6 +346,70 @@ class Search:
             else:
                 return
 
+    # --- inputs that tell ------------------------------------------------------------------------------------------
+
+    def _make_tell(self) -> None:
+        """For outcomes whose input would give the same on the example's way, find one that would not."""
+        if not self._pool:
+            return
+        example = self._pool[0]
+        path = path_of(self.runner, self.space.model, self.is_users, example.calls)
+        for site in self.coverage.sites():
+            held = {site: path[site]} if path.get(site) else self._tests_of(site, path)
+            for outcome in self.coverage.reached_elsewhere(site):
+                if not held or self._left() < 2:
+                    continue
+                known = next((one for one in self._pool if self._takes(one.observation, site, outcome)), None)
+                if known is None or self._tells(known.calls, known.observation, held):
+                    continue
+                self._retell(site, outcome, example, held)
+
+    def _tests_of(self, loop: Site, path: Path) -> dict[Site, list[Any]]:
+        """The conditions that keep a `while` loop going, held to what the example took."""
+        followed = self._pool[0].followed
+        leaves = {test.site for test in followed.tests if test.loop == loop} if followed is not None else set()
+        return {site: path[site] for site in sorted(leaves) if path.get(site)}
+
+    def _takes(self, observation: Observation, site: Site, outcome: Any) -> bool:
+        taken = observation.taken.get(site)
+        if taken is None:
+            return False
+        if outcome == OTHER:
+            return self.coverage.is_other(site, taken)
+        return outcome in taken and len(taken) == 1
+
+    def _tells(self, calls: Calls, observation: Observation, held: dict[Site, list[Any]]) -> bool:
+        self.runs += 1
+        return tells(self.runner, self.space.model, self.is_users, calls, observation.record, held)
+
+    def _retell(self, site: Site, outcome: Any, example: _Known, held: dict[Site, list[Any]]) -> None:
+        """Flip the decision from an ordinary input, or try others that take the outcome, until one tells."""
+        generator = torch.Generator().manual_seed(self.seed + 2)
+        for calls in self._others(site, outcome, example, generator):
+            observation = self._observe(calls)
+            if observation is None or not self._takes(observation, site, outcome):
+                continue
+            if self._left() < 1 or self._tells(calls, observation, held):
+                label = self.coverage.label([(site, outcome)])
+                self.found.append(Found(calls, [(site, outcome)], label, observation.taken))
+                return
+
+    def _others(
+        self, site: Site, outcome: Any, example: _Known, generator: torch.Generator
+    ) -> Iterator[Calls]:
+        for known in [one for one in self._pool if one.followed is not None][:_BASES]:
+            for goal in _goals(site, outcome, known.followed):  # type: ignore[arg-type]
+                if goal.instances(known.followed) and self._left() >= _FOLLOW:  # type: ignore[arg-type]
+                    reached = flip(self, self.space, goal, known.calls, known.followed)
+                    if reached is not None:
+                        yield reached
+        takes = [one.calls for one in self._pool if self._takes(one.observation, site, outcome)]
+        for calls in (*takes[:2], example.calls):
+            for _ in range(4):
+                changed = mutated(self.space, calls, generator)
+                if changed is not None:
+                    yield changed
+
     # --- candidates -----------------------------------------------------------------------------------------------
 
     def _try_out(self) -> None:
@@ -350,15 +431,28 @@ class Search:
         stop = self.runs + share
         options = sum(len(values) for values in self.space.alternatives().values())
         patience = options + 8 * len(self.space.sizes()) + 24 * bool(self.changing) + 40 * self._handlers()
-        for index, (_, calls) in enumerate(stream):
+        for index, (label, calls) in enumerate(stream):
             missing = self.coverage.missing()
             if self.runs >= stop or (not missing and index >= patience):
                 break
             observation = self._observe(calls)
             for goal in missing:
                 self._effort(goal, "particular inputs")
-            if observation is not None and self._keep(calls, observation):
+            if observation is None:
+                continue
+            option = label.partition(" = ")[0]
+            if option in self.space.alternatives() and option not in self._accepted:
+                self._accepted.add(option)
+                self._imply()
+            if self._keep(calls, observation):
                 bases.append(calls)
+
+    def _imply(self) -> None:
+        """Learn what depends on arguments of which other values are now known to be accepted."""
+        for known in self._pool:
+            if known.followed is not None:
+                seen = known.observation.taken
+                self.coverage.depends(site for site in self._implied(known.followed) if site in seen)
 
     def _handlers(self) -> int:
         """Number of `except` clauses that no input entered; whether one can is not known."""
@@ -375,42 +469,59 @@ class Search:
     # --- chance ---------------------------------------------------------------------------------------------------
 
     def _by_chance(self, attempted: set[tuple[Any, ...]]) -> None:
-        """Spend what is left: drawn inputs, and changes of known ones, kept where a margin comes closer to zero."""
-        draws = iter(self.draws)
+        """Other inputs to start from, changes that bring a margin closer to zero, and what is drawn at random."""
         generator = torch.Generator().manual_seed(self.seed + 1)
-        while (missing := self.coverage.missing()) and self._left() >= 1:
+        draws = iter(self.draws)
+        for calls in islice(draws, _STARTS) if self.coverage.missing() else ():
+            observation = self._observe(calls)
+            if observation is not None and not self._keep(calls, observation) and self._left() >= _FOLLOW:
+                self._learn(calls, observation)
+        self._follow_gradients(attempted)
+        for missing in self.coverage.missing():
+            self._evolve(missing, generator)
+        stop = self.runs + _CHANCES
+        while (missing_now := self.coverage.missing()) and self._left() >= 1 and self.runs < stop:
             before = self.runs
-            drawn = list(islice(draws, 4))
-            for calls in drawn:
-                observation = self._observe(calls)
-                for goal in missing:
+            tried = [*islice(draws, 2), *(mutated(self.space, one.calls, generator) for one in self._pool[:2])]
+            for calls in tried:
+                observation = self._observe(calls) if calls is not None else None
+                for goal in missing_now:
                     self._effort(goal, "random inputs")
-                if observation is not None and self._keep(calls, observation):
+                if calls is not None and observation is not None and self._keep(calls, observation):
                     self._follow_gradients(attempted)
-            for known in self._pool[:3]:
-                mutated = self._mutated(known.calls, generator)
-                observation = self._observe(mutated) if mutated is not None else None
-                if observation is not None and self._keep(mutated, observation):  # type: ignore[arg-type]
-                    self._follow_gradients(attempted)
+                    stop = self.runs + _CHANCES
             if self.runs == before:
                 return
 
-    def _mutated(self, calls: Calls, generator: torch.Generator) -> Calls | None:
-        """The input with some of its numbers changed, by amounts of all magnitudes."""
-        made = []
-        for call in calls:
-            values = {}
-            for path, one in self.space.numbers(call).items():
-                now = one.value.detach().to("cpu", torch.float64)
-                some = torch.rand(now.shape, generator=generator) < torch.rand((), generator=generator)
-                size = 10 ** (4 * torch.rand((), generator=generator) - 2)
-                noise = torch.randn(now.shape, generator=generator, dtype=torch.float64) * size * (1 + now.abs())
-                if one.integral:
-                    low, high = max(one.low, -1e6), min(one.high, 1e6)
-                    noise = low + (high - low) * torch.rand(now.shape, generator=generator, dtype=torch.float64) - now
-                values[path] = torch.where(some, now + noise, now)
-            made.append(self.space.with_values(call, values, "") if values else call)
-        return tuple(made) if any(one is not call for one, call in zip(made, calls, strict=True)) else None
+    def _evolve(self, missing: tuple[Site, Any], generator: torch.Generator) -> None:
+        """Change the nearest input at random, and go on from where that brings the margin closer to zero."""
+        ways = self._ways(missing)
+        if not ways:
+            return
+        known, goal = ways[0]
+        calls, level = known.calls, _nearest(goal, known.followed)
+        for _ in range(_GENERATIONS):
+            if self._left() < _FOLLOW or missing not in self.coverage.missing():
+                return
+            changed = mutated(self.space, calls, generator)
+            followed = self.follow(changed) if changed is not None else None
+            self._effort(missing, "random changes")
+            if changed is None or followed is None:
+                continue
+            if any(outcome == goal.outcome for site, outcome in followed.path if site == goal.site):
+                observation = self._observe(changed)
+                if observation is not None and self._keep(changed, observation):
+                    return
+            if (now := _nearest(goal, followed)) < level:
+                calls, level = changed, now
+
+
+def _nearest(goal: Goal, followed: Followed | None) -> float:
+    """How far the nearest decision that the goal wants changed is from that; infinite where it is not met."""
+    if followed is None:
+        return math.inf
+    levels = [abs(test.level) for _, test in goal.instances(followed)]
+    return min((level for level in levels if not math.isnan(level)), default=math.inf)
 
 
 def _goals(site: Site, outcome: Any, followed: Followed) -> list[Goal]:
@@ -429,5 +540,5 @@ def _goals(site: Site, outcome: Any, followed: Followed) -> list[Goal]:
     for leaf, outcomes in tests.items():
         for wanted in (True, False):
             at = [n for n, taken in enumerate(outcomes) if taken is not wanted]
-            goals += [Goal(leaf, wanted, at[-1], site)] if at else []
+            goals += [Goal(leaf, wanted, nth, site) for nth in dict.fromkeys((*at[-1:], *at[:1]))]
     return goals
