@@ -123,7 +123,7 @@ class Plan:
     seed: int
     grad: bool
     branches: str = "off"
-    search_budget: int = DEFAULT_SEARCH_BUDGET
+    search_budget: int | None = None
     user_code: tuple[str, ...] = ()
 
     def names(self, call: Call) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
         seed=derive_seed(policy.seed, origin),
         grad=policy.grad,
         branches=policy.branches,
-        search_budget=DEFAULT_SEARCH_BUDGET if policy.search_budget is None else policy.search_budget,
+        search_budget=policy.search_budget,
         user_code=policy.user_code,
     )
 

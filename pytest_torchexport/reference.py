@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_torchexport.branches.observation import Observation
+import torch
+
 from pytest_torchexport.branches.search import Search
 from pytest_torchexport.compare.records import StateView
 from pytest_torchexport.eager import eager_run, first_run, writes_parameters
@@ -125,7 +126,7 @@ def make_reference(plan: Plan, snapshot: Snapshot, memory: Memory | None = None)
         return reference
     taken = None
     if search is not None and observing is not None:
-        search.start(example, Observation(first, observing.taken, observing.path), observing.functions)
+        search.start(example, first, observing)
         taken = observing.taken
     reference.trials.append(Trial(example, first, "example", "the example", taken=taken))
     _add_extra(plan, snapshot, reference, search)
@@ -144,8 +145,17 @@ def make_reference(plan: Plan, snapshot: Snapshot, memory: Memory | None = None)
 
 
 def runner(plan: Plan, snapshot: Snapshot, reference: Reference) -> Runner:
-    """Runs eager for the branch search."""
-    return functools.partial(eager_run, plan, snapshot, reference)
+    """Runs eager for the branch search; parts that are compiled run as they are written."""
+    run = functools.partial(eager_run, plan, snapshot, reference)
+    modules = plan.model.modules() if isinstance(plan.model, torch.nn.Module) else ()
+    if not any(type(module).__name__ == "OptimizedModule" for module in modules):
+        return run
+
+    def uncompiled(calls: tuple[Call, ...], **options: Any) -> Record:
+        with torch.compiler.set_stance("force_eager"):
+            return run(calls, **options)
+
+    return uncompiled
 
 
 def _search(plan: Plan, snapshot: Snapshot, reference: Reference) -> Search | None:

@@ -62,7 +62,11 @@ def _on_each(space: Space, base: Calls, path: str, values: torch.Tensor) -> Call
 
 
 def _options(space: Space, base: Calls) -> Iterator[Candidate]:
+    """Options that the example passes, or that are declared: what it leaves to a default most exports fix."""
+    told = space.named(space.example)
     for path, values in space.alternatives().items():
+        if path.split("[")[0].split(".")[0] not in told:
+            continue
         for value in values:
             made = tuple(space.with_alternative(call, path, value, "") for call in base)
             yield f"{path} = {containers.describe(value)}", made
@@ -200,10 +204,15 @@ def _floats(space: Space, base: Calls, constants: list[Any], generator: torch.Ge
         if open_ended:
             yield f"{path}: all NaN", _on_each(space, base, path, torch.full_like(now, math.nan))
             yield f"{path}: largest", _on_each(space, base, path, torch.sign(now + 1e-30) * 3e38)
-        if now.dim() and now.shape[-1] > 1:
-            yield f"{path}: equal columns", _on_each(space, base, path, now[..., :1].expand_as(now))
+        for dim in range(now.dim()):
+            if now.shape[dim] > 1:
+                made = now.select(dim, 0).unsqueeze(dim).expand_as(now)
+                yield f"{path}: equal along dimension {dim}", _on_each(space, base, path, made)
+        if now.dim() > 1 and now.shape[-1] == now.shape[-2]:
+            yield f"{path}: symmetric", _on_each(space, base, path, (now + now.mT) / 2)
+            eye = torch.eye(now.shape[-1], dtype=torch.float64).expand_as(now)
+            yield f"{path}: identity", _on_each(space, base, path, eye)
         if now.dim() and now.shape[0] > 1:
-            yield f"{path}: equal rows", _on_each(space, base, path, now[:1].expand_as(now))
             made = now.clone()
             made[0] = 0
             yield f"{path}: first row zeros", _on_each(space, base, path, made)

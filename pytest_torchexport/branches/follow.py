@@ -343,15 +343,34 @@ class _Followed:
 
     def contains(self, member: Any, container: Any) -> Any:
         """`member in container`."""
-        if not tracked.is_tracked(member) or not isinstance(container, (tuple, list, set, frozenset, range)):
-            return tracked.plain(member) in container
-        found: Any = None
-        for one in list(container)[:64]:
-            equal = tracked.plain(member) == tracked.plain(one)
-            if isinstance(tracked.plain(one), (int, float)) and not isinstance(member, TrackedBool):
-                equal = tracked.compare("eq", member, one)
-            found = equal if found is None else tracked.either(found, equal)
-        return TrackedBool(tracked.plain(member) in container, tracked.margin_of(found), size=tracked.is_size(member))
+        if isinstance(container, torch.Tensor):
+            return container.__contains__(tracked.plain(member))
+        result = tracked.plain(member) in container
+        listed = isinstance(container, tuple | list | set | frozenset | range | dict)
+        if not listed or not (tracked.is_tracked(member) or any(map(tracked.is_tracked, container))):
+            return result
+        with torch.enable_grad():
+            margins = [tracked.margin_of(_equal(member, one)) for one in list(container)[:_ELEMENTS]]
+            held = [margin for margin in margins if margin is not None]
+            joined = tracked.at_least(torch.stack(held), 1) if held else None
+        return TrackedBool(result, joined, size=tracked.is_size(member))
+
+    def unequal(self, one: Any, two: Any) -> Any:
+        """`one != two`; of lists, element by element."""
+        return self.negate(self.equal(one, two)) if _are_lists(one, two) else one != two
+
+    def equal(self, one: Any, two: Any) -> Any:
+        """`one == two`; of lists, element by element."""
+        if not _are_lists(one, two):
+            return one == two
+        result = one == two
+        if len(one) != len(two) or not any(map(tracked.is_tracked, (*one, *two))):
+            return result
+        with torch.enable_grad():
+            margins = [tracked.margin_of(_equal(a, b)) for a, b in zip(one, two, strict=True)]
+            held = [margin for margin in margins if margin is not None]
+            joined = tracked.at_least(torch.stack(held), len(held)) if held else None
+        return TrackedBool(bool(result), joined)
 
     def chain(self, names: str, *operands: Any) -> Any:
         """`a < b < c`, of operands without effects."""
@@ -396,6 +415,9 @@ class _Followed:
 
     def call(self, site: int, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function."""
+        for given in args:
+            if isinstance(given, types.FunctionType | types.MethodType):
+                self._twins.add(given)  # it may be called by a library, as a checkpointed function is
         if isinstance(function, types.FunctionType | types.MethodType | torch.nn.Module):
             self._twins.add(function)
             return self._users_own(function, args, kwargs)
@@ -522,6 +544,22 @@ class _Followed:
         if function in (math.isnan, math.isinf, math.isfinite):
             return TrackedBool(value, None)
         return tracked.through(value, _MATH[function], *values)
+
+
+def _are_lists(one: Any, two: Any) -> bool:
+    return type(one) is type(two) and isinstance(one, tuple | list) and not isinstance(one, torch.Size)
+
+
+def _equal(one: Any, two: Any) -> Any:
+    """Whether two elements are equal, tracked where one of them is a tracked number."""
+    numbers = all(isinstance(tracked.plain(value), int | float) for value in (one, two))
+    if not numbers or not (tracked.is_tracked(one) or tracked.is_tracked(two)):
+        return tracked.plain(one) == tracked.plain(two)
+    return tracked.compare("eq", one, two)
+
+
+_ELEMENTS = 256
+"""Elements of a container that are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,12 @@ class Runtime(Protocol):
     def contains(self, member: Any, container: Any) -> Any:
         """`member in container`."""
 
+    def equal(self, one: Any, two: Any) -> Any:
+        """`one == two`."""
+
+    def unequal(self, one: Any, two: Any) -> Any:
+        """`one != two`."""
+
     def chain(self, names: str, *operands: Any) -> Any:
         """`a < b < c`, of operands without effects."""
 
@@ -360,9 +366,11 @@ class _Instrument(ast.NodeTransformer):
             made = self._told("same", node, left, right)
         elif isinstance(operator, (ast.In, ast.NotIn)):
             made = self._told("contains", node, left, right)
+        elif isinstance(operator, ast.Eq | ast.NotEq) and not isinstance(node.comparators[0], ast.Constant):
+            return self._told("equal" if isinstance(operator, ast.Eq) else "unequal", node, left, right)
         else:
             return self._placed(ast.Compare(left, [operator], [right]), node)
-        return self._told("negate", node, made) if isinstance(operator, (ast.IsNot, ast.NotIn)) else made
+        return self._told("negate", node, made) if isinstance(operator, ast.IsNot | ast.NotIn) else made
 
     def _chained(self, node: ast.Compare) -> ast.AST:
         names = [_OPERATORS.get(type(operator)) for operator in node.ops]

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_torchexport.branches.observe import Observer
@@ -26,6 +27,8 @@ class Endless(BaseException):
     """A run that takes far longer than the example did: its loop may never end. No `Exception`, which code may catch."""
 
 
+_ELEMENTS = 20_000
+"""Elements of results that take about as long as calling one of torch's functions."""
 _VALUES = 64
 """Counts and values that are kept of one decision."""
 
@@ -39,12 +42,18 @@ class Observing(AbstractContextManager["Observing"]):
         limit: how many of torch's functions the run may call; `Endless` is raised beyond.
 
     Attributes:
+        taken: what was taken at each decision.
+        path: the conditions in the order in which they were decided.
         functions: how many of torch's functions were called.
+        decides: code of the user's ran that holds a decision.
+        work: how much the run was, in torch's functions; the elements that they return count too.
     """
 
     is_users: Callable[[str], bool]
     limit: float = math.inf
     functions: int = 0
+    decides: bool = False
+    work: float = 0.0
     taken: Taken = field(default_factory=dict)
     path: list[tuple[Site, bool]] = field(default_factory=list)
 
@@ -59,6 +68,8 @@ class Observing(AbstractContextManager["Observing"]):
         self._observer.__exit__(*details)
         self._mode.__exit__(*details)
         self.functions += self._mode.functions
+        self.work += self._mode.functions + self._mode.elements / _ELEMENTS
+        self.decides |= self._observer.decides
         self._add(self._mode.seen)
         self._add(self._observer.events)
 
@@ -87,7 +98,7 @@ class _NumberMode(TorchFunctionMode):
     def __init__(self, is_users: Callable[[str], bool], limit: float) -> None:
         super().__init__()
         self._is_users, self._limit = is_users, limit
-        self.functions = 0
+        self.functions = self.elements = 0
         self.seen: list[tuple[Site, str]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,6 +106,8 @@ class _NumberMode(TorchFunctionMode):
         if self.functions > self._limit:
             raise Endless
         value = func(*args, **(kwargs or {}))
+        if isinstance(value, torch.Tensor):
+            self.elements += value.numel()
         if getattr(func, "__name__", "") in _TAKES and len(self.seen) < 10_000:
             site = self._where()
             if site is not None:

@@ -35,6 +35,7 @@ class Observer:
             for an `except` clause that is entered and, for a loop, when it ends, the number of iterations begun.
             Loops of generators that nobody finished come last.
         truncated: there were more events than the limit.
+        decides: code of the user's ran that holds a decision, whether it came to it or not.
         error: why observation ended before its time, if it did: an error in the observer, or another tracer.
     """
 
@@ -43,6 +44,7 @@ class Observer:
         self.limit = limit
         self.events: list[tuple[Site, bool | int]] = []
         self.truncated = False
+        self.decides = False
         self.error: Exception | None = None
         self._watch: Watch | None = None
 
@@ -61,5 +63,6 @@ class Observer:
         recorder, watching, self._watch = self._recorder, self._watch, None
         if watching is not None:
             watching.stop()
+            self.decides = any(plan is not None for _, plan in recorder.plans.values())
             recorder.finish()
         self.events, self.truncated, self.error = recorder.events, recorder.truncated, recorder.error

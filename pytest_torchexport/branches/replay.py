@@ -203,6 +203,14 @@ class Replay:
         """`member in container`."""
         return member in container
 
+    def equal(self, one: Any, two: Any) -> Any:
+        """`one == two`."""
+        return one == two
+
+    def unequal(self, one: Any, two: Any) -> Any:
+        """`one != two`."""
+        return one != two
+
     def chain(self, names: str, *operands: Any) -> Any:
         """`a < b < c`, of operands without effects."""
         result: Any = True

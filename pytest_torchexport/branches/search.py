@@ -21,7 +21,6 @@ from pytest_torchexport.branches.instrument import definition
 from pytest_torchexport.branches.observation import Endless, Observation, Observing, Taken
 from pytest_torchexport.branches.sites import Kind, Site
 from pytest_torchexport.branches.telling import path_of, tells
-from pytest_torchexport.branches.twins import decides
 from pytest_torchexport.inputs.constants import mine
 from pytest_torchexport.subject.call import forward_of
 from pytest_torchexport.subject.run import Record
@@ -41,6 +40,8 @@ Calls = tuple["Call", ...]
 BUDGET = 400
 """Runs of the eager module that a search may cost by default: about a second for a small model."""
 
+_LEAST, _WORK = 60, 300.0
+"""The least that the default is lowered to, and the work of a run (`Observing.work`) from which on it is."""
 _FOLLOW = 3
 """What an instrumented run with a backward pass costs, in plain runs."""
 _LONGER, _FUNCTIONS = 30, 3000
@@ -49,6 +50,8 @@ _BASES = 4
 """Inputs from which a decision is tried to be flipped."""
 _STARTS, _GENERATIONS, _CHANCES = 3, 8, 60
 """Drawn inputs from which gradients are followed; random changes for each outcome; random inputs without a new outcome."""
+_RETOLD = 12
+"""Changes of inputs that are tried for one that tells."""
 _PER_GOAL = 60
 """Runs that go into the gradient search for one outcome before others have had their turn."""
 
@@ -80,7 +83,7 @@ class Search:
         runner: runs eager from the starting state.
         space: what may vary.
         is_users: whether the code of a file counts as the user's.
-        budget: how many runs it may cost; 0 observes only.
+        budget: how many runs it may cost; 0 observes only, None is the default: fewer for a model that takes longer.
         seed: the source of chance.
         state: tensors of the model's state by name.
         accepts: whether an input is one that the model is meant for (`assume`).
@@ -97,7 +100,7 @@ class Search:
     runner: Runner
     space: Space
     is_users: Callable[[str], bool]
-    budget: int
+    budget: int | None
     seed: int
     state: Mapping[str, Any]
     accepts: Callable[[Calls], bool]
@@ -119,12 +122,15 @@ class Search:
         """What a run is entered under to be observed."""
         return Observing(self.is_users, self._limit)
 
-    def start(self, calls: Calls, observation: Observation, functions: int) -> None:
+    def start(self, calls: Calls, record: Record, observing: Observing) -> None:
         """Note what the example took, and how much it ran; learn which of its decisions depend on the input."""
+        observation = Observation(record, observing.taken, observing.path)
         self.changing |= set(observation.record.state or ())
         self.coverage.start(observation.taken)
-        self._limit = _LONGER * functions + _FUNCTIONS
-        self.has_decisions = bool(observation.taken) or decides(self.space.model, self.is_users)
+        self._limit = _LONGER * observing.functions + _FUNCTIONS
+        if self.budget is None:
+            self.budget = max(_LEAST, min(BUDGET, round(BUDGET * _WORK / max(observing.work, 1.0))))
+        self.has_decisions = bool(observation.taken) or observing.decides
         if self.has_decisions:
             self._learn(calls, observation)
 
@@ -185,7 +191,7 @@ class Search:
 
     def search(self) -> list[Found]:
         """Look for inputs for all outcomes that are missing, as long as the budget lasts."""
-        if not self.has_decisions or self.budget <= 0:
+        if not self.has_decisions or not self.budget:
             return []
         for known in list(self._pool):
             if known.followed is None and self._left() > 0 and self._is_new_ground(known):
@@ -204,7 +210,7 @@ class Search:
         return self.found
 
     def _left(self) -> int:
-        return self.budget - self.runs
+        return (self.budget or 0) - self.runs
 
     def _is_new_ground(self, known: _Known) -> bool:
         """Whether an input comes to places that no followed input came to."""
@@ -289,8 +295,8 @@ class Search:
                     if key in attempted:
                         continue
                     attempted.add(key)
-                    ceiling = self.budget
-                    self.budget = min(self.budget, self.runs + _PER_GOAL)
+                    ceiling = self.budget or 0
+                    self.budget = min(ceiling, self.runs + _PER_GOAL)
                     try:
                         reached = flip(self, self.space, goal, known.calls, known.followed)
                     finally:
@@ -403,9 +409,12 @@ class Search:
                     reached = flip(self, self.space, goal, known.calls, known.followed)
                     if reached is not None:
                         yield reached
+        constants = mine(self.space.model, self._codes())
+        stream = candidates(self.space, example.calls, constants, generator, stateful=False)
+        yield from (calls for _, calls in islice(stream, 2 * _RETOLD))
         takes = [one.calls for one in self._pool if self._takes(one.observation, site, outcome)]
         for calls in (*takes[:2], example.calls):
-            for _ in range(4):
+            for _ in range(_RETOLD // 3):
                 changed = mutated(self.space, calls, generator)
                 if changed is not None:
                     yield changed

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from pytest_torchexport.branches.bytecode import plan_of
 from pytest_torchexport.branches.instrument import RELAY, Runtime, twin_of
 
 if TYPE_CHECKING:
@@ -80,9 +79,11 @@ class Twins:
             self._kept.append(base)
             if base.__module__ in ("builtins", "typing", "abc", "enum") or base.__module__.startswith("torch."):
                 continue
-            for value in vars(base).values():
-                for function in _functions(value):
-                    self._swap(function)
+            for name, value in vars(base).items():
+                # Other methods are swapped when a twin calls them: a library class has hundreds.
+                if name == "forward" or name.startswith("__") or isinstance(value, property):
+                    for function in _functions(value):
+                        self._swap(function)
 
     def _swap(self, function: types.FunctionType) -> None:
         for one in _layers(function):
@@ -92,20 +93,6 @@ class Twins:
             if twin is not None:
                 self._swapped[one] = one.__code__
                 one.__code__ = twin
-
-
-def decides(model: Any, is_users: Callable[[str], bool]) -> bool:
-    """Whether the functions of a model hold any decision at all, whatever it depends on."""
-    modules = model.modules() if isinstance(model, torch.nn.Module) else [model]
-    kinds = {type(module) if not isinstance(module, types.FunctionType) else module for module in modules}
-    for kind in kinds:
-        values = [kind] if isinstance(kind, types.FunctionType) else [v for b in kind.__mro__ for v in vars(b).values()]
-        for value in values:
-            for function in _functions(value):
-                codes = [one.__code__ for one in _layers(function)]
-                if any(is_users(code.co_filename) and plan_of(code) is not None for code in codes):
-                    return True
-    return False
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:

@@ -19,11 +19,14 @@ from pytest_torchexport.compare.operators import Traits, branch, by_name, map_te
 from pytest_torchexport.compare.path import Path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _POOL = 1 << 20
 """A tensor takes its noise from a random place of a pool of twice this length: a draw per operator would cost more
 than most operators do."""
+
+_PIECE = 1 << 17
+"""Elements that are given their noise together: large tensors would pass through the memory once for each step."""
 
 _INTEGER_OF = {
     torch.float64: torch.int64,
@@ -85,6 +88,22 @@ def _is_whole(real: torch.Tensor) -> torch.Tensor:
     Far up all numbers are whole, and most of them are rounded.
     """
     return (real == real.round()) & (real.abs() < 1 / (8 * torch.finfo(real.dtype).eps))
+
+
+def _multiply(real: torch.Tensor, factors: torch.Tensor) -> None:
+    """Multiply in place, but for whole numbers."""
+    if not bool(real.abs().max() < 1):  # zeros stay zero anyway
+        factors = factors.masked_fill(_is_whole(real), 1)
+    real.mul_(factors)
+
+
+def _pieces(count: int, start: int) -> Iterator[tuple[int, int]]:
+    """Pieces that fit into a processor's cache, none of which crosses the end of a pool that begins `start` before."""
+    begin = 0
+    while begin < count:
+        end = min(begin + _PIECE, count, begin + _POOL - (start + begin) % _POOL)
+        yield begin, end
+        begin = end
 
 
 class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -211,17 +230,33 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._keep_address(tensor)
         if key not in self._places:
             self._places[key] = self._place()
-        integer = _INTEGER_OF[tensor.dtype]
-        signs = _signs(integer, tensor.device)
+        signs = _signs(_INTEGER_OF[tensor.dtype], tensor.device)
         extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        start = (self._places[key] + tensor.storage_offset()) % _POOL
+        if extent == tensor.numel():  # no gaps: as one row, in the order of the memory
+            moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+            row, target = (t.as_strided((extent,), (1,)) for t in (tensor, moved))
+            for begin, end in _pieces(extent, start):
+                at = start + begin if extent <= _POOL else (start + begin) % _POOL
+                self._step(row[begin:end], signs[at : at + end - begin], target[begin:end])
+            return moved
         if extent > _POOL:
             signs = signs[:_POOL].repeat(extent // _POOL + 2)
-        start = (self._places[key] + tensor.storage_offset()) % _POOL
-        step = signs.as_strided(tensor.shape, tensor.stride(), start) * self._loudness
-        # The largest numbers stand for infinity in masks, they must not become it; zero has no neighbour of its scale.
-        info = torch.finfo(tensor.dtype)
-        movable = (tensor.abs() < info.max / 2) & (tensor.abs() >= info.tiny) & ~_is_whole(tensor)
-        return (tensor.view(integer) + step * movable).view(tensor.dtype)
+        moved = torch.empty_like(tensor)
+        self._step(tensor, signs.as_strided(tensor.shape, tensor.stride(), start), moved)
+        return moved
+
+    def _step(self, values: torch.Tensor, signs: torch.Tensor, target: torch.Tensor) -> None:
+        """Write the values, each one unit in the last place up or down."""
+        steps = signs if self._loudness == 1 else signs * self._loudness
+        info = torch.finfo(values.dtype)
+        sizes = values.abs()
+        least, most = sizes.aminmax()
+        if not (least >= info.tiny and most < 1):  # most weights are: then there is nothing to leave out
+            # The largest numbers stand for infinity in masks, they must not become it; zero has no neighbour of its
+            # scale.
+            steps = steps * ((sizes < info.max / 2) & (sizes >= info.tiny) & ~_is_whole(values))
+        torch.add(values.view(signs.dtype), steps, out=target.view(signs.dtype))
 
     def _place(self) -> int:
         return int(torch.randint(_POOL, (), generator=self._generator, device="cpu"))
@@ -235,9 +270,15 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.coarsest = max(self.coarsest, torch.finfo(real.dtype).eps)
         pool = _factors(real.dtype, units * self._loudness, real.device)
         count = real.numel()
-        parts = [pool[at : at + min(_POOL, count - i)] for i in range(0, count, _POOL) for at in (self._place(),)]
-        factors = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(real.shape)
-        real.mul_(factors.masked_fill(_is_whole(real), 1))
+        places = [self._place() for _ in range(0, count, _POOL)]
+        if not real.is_contiguous():
+            parts = [pool[at : at + min(_POOL, count - i * _POOL)] for i, at in enumerate(places)]
+            _multiply(real, torch.cat(parts).view(real.shape))
+            return
+        row = real.view(-1)
+        for begin, end in _pieces(count, 0):
+            at = places[begin // _POOL] + begin % _POOL
+            _multiply(row[begin:end], pool[at : at + end - begin])
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -21,7 +21,6 @@ from pytest_torchexport.plugin.options import (
     BACKENDS,
     DEFAULT_BRANCHES,
     DEFAULT_INPUTS,
-    DEFAULT_SEARCH_BUDGET,
     DEFAULT_SEED,
     DEVICES,
     DTYPE_NAMES,
@@ -66,7 +65,7 @@ class Cell:
     xfail: str | None = None
     tolerance: Tolerance | None = None
     branches: str = DEFAULT_BRANCHES
-    search_budget: int = DEFAULT_SEARCH_BUDGET
+    search_budget: int | None = None
     min_coverage: float | None = None
     user_code: tuple[str, ...] = ()
     n_inputs: int = DEFAULT_INPUTS
@@ -158,7 +157,7 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
         device="",
         tolerance=marker.tolerance,
         branches=settings.branches.resolve(marker.branches, DEFAULT_BRANCHES),
-        search_budget=settings.search_budget.resolve(marker.search_budget, DEFAULT_SEARCH_BUDGET),
+        search_budget=settings.search_budget.resolve(marker.search_budget, None),
         min_coverage=marker.min_coverage,
         user_code=settings.user_code.resolve(None, ()),
         n_inputs=settings.inputs.resolve(marker.n_inputs, DEFAULT_INPUTS),
