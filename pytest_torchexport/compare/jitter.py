@@ -15,7 +15,7 @@ from torch._decomp import decomposition_table
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_torchexport.compare.operators import Traits, branch, by_name, map_tensors, tensors_in, traits_of
+from pytest_torchexport.compare.operators import Traits, branch, by_name, is_condition, map_tensors, tensors_in, traits_of
 from pytest_torchexport.compare.path import Path
 
 if TYPE_CHECKING:
@@ -133,15 +133,20 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The largest eps among the dtypes that were computed in."""
         self.blind = False
         """Whether something was run whose operators this mode does not see."""
+        self.jumps = False
+        """Whether a floating result may jump: by its operator, or since it follows from a comparison, an index."""
+        self.derives = False
+        """Whether a whole or boolean result follows from another one that was decided by floating numbers."""
         # A storage is known by its address, and a weak reference keeps the address from being given out again.
         self._alive: dict[int, StorageWeakRef] = {}
         self._made: set[int] = set()
+        self._decided: set[int] = set()
         self._places: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator on perturbed operands and jitter its result."""
         kwargs = kwargs or {}
-        if func is torch.ops.higher_order.cond:
+        if is_condition(func):
             with self:
                 return branch(*args)
         given = tensors_in([*args, *kwargs.values()])
@@ -151,6 +156,14 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.blind = True
             return func(*args, **kwargs)
         traits = traits_of(func)
+        result = self._noisy(func, traits, args, kwargs, given)
+        self._note_jumps(traits, given, result)
+        return result
+
+    def _noisy(
+        self, func: Any, traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[torch.Tensor]
+    ) -> Any:
+        """Run one plain operator on perturbed operands and jitter its result."""
         if traits.exact and not self._accumulates(traits, args, kwargs):
             result = self._untie(func, args, kwargs) if traits.orders else func(*args, **kwargs)
             if not any(_is_noisy(t) and not self._is_made(t) for t in given):
@@ -167,6 +180,27 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in [*written, *(t for t in fresh if _storage(t) not in read)]:
                 self._add_noise(tensor, units)
         return result
+
+    def _note_jumps(self, traits: Traits, given: list[torch.Tensor], result: Any) -> None:
+        """Note where the result of a small change may be a large one.
+
+        Whole and boolean results of floating operands are marked as decided, and so is what follows from them. Numbers
+        that Python takes out of them need no mark: they are part of the path.
+        """
+        if traits.view:
+            return
+        floats = any(_is_noisy(t) for t in given)
+        decided = any(_storage(t) in self._decided for t in given)
+        self.jumps |= traits.jumps and floats
+        if traits.constant or not (floats or decided):
+            return
+        for tensor in tensors_in(result):
+            if _is_noisy(tensor):
+                self.jumps |= decided
+            elif tensor.layout is torch.strided:
+                self.derives |= decided
+                self._keep_address(tensor)
+                self._decided.add(_storage(tensor))
 
     def _taken_apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The kernel's result by way of simpler operators, each of which gets its noise."""

@@ -80,6 +80,25 @@ _NORMALISES = _words(
 noise on operands and results never shows: they are taken apart, so that the mean gets noise of its own."""
 
 
+_JUMPS = _words(
+    "floor ceil round trunc fix frac fmod remainder floor_divide sign sgn signbit heaviside copysign frexp hardshrink "
+    "threshold mode angle atan2 histc histogram bincount grid_sampler_2d grid_sampler_3d fractional_max_pool2d "
+    "fractional_max_pool3d fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask "
+    "quantize_per_tensor quantize_per_channel "
+    # gradients at a kink
+    "threshold_backward hardtanh_backward leaky_relu_backward rrelu_with_noise_backward prelu_kernel_backward "
+    "hardshrink_backward softshrink_backward hardswish_backward hardsigmoid_backward"
+)
+_JUMPS_PREFIXES = ("linalg_eig", "linalg_svd", "linalg_qr", "linalg_lstsq", "fake_quantize")
+"""Operators whose results change by more than a little where an operand changes by a little."""
+
+_CONSTANT = _words(
+    "empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_empty_strided new_zeros "
+    "new_ones new_full"
+)
+"""Operators that take nothing of their operand but its form."""
+
+
 @dataclass(frozen=True)
 class Traits:
     """What is known about an operator from its schema and name."""
@@ -92,6 +111,8 @@ class Traits:
     scan: bool
     normalises: bool
     orders: bool
+    jumps: bool
+    constant: bool
     names: tuple[str, ...]
     written: frozenset[str]
 
@@ -119,6 +140,9 @@ def traits_of(func: Any) -> Traits:
         scan=name.startswith(("cum", "logcum")),
         normalises=standard and name in _NORMALISES,
         orders=standard and name in ("topk", "sort") and len(schema.returns) == 2 and not written,
+        # Other libraries' operators may do anything.
+        jumps=not standard or name in _JUMPS or name.startswith(_JUMPS_PREFIXES) or "mode" in schema.overload_name,
+        constant=standard and name in _CONSTANT,
         names=tuple(a.name for a in schema.arguments),
         written=written,
     )
@@ -144,6 +168,11 @@ def by_name(traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
     """An operator's arguments with their names, positional ones too."""
     yield from zip(traits.names, args, strict=False)
     yield from kwargs.items()
+
+
+def is_condition(func: Any) -> bool:
+    """Whether it is `torch.cond`; to ask torch for that operator loads much of its compiler."""
+    return not isinstance(func, torch._ops.OpOverload) and getattr(func, "__name__", "") == "cond"
 
 
 def branch(condition: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: Any = ()) -> Any:

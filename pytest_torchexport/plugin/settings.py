@@ -57,7 +57,7 @@ class Settings:
     inputs: Setting[int]
     seed: Setting[int]
     branches: Setting[str]
-    search_budget: Setting[int]
+    search_budget: Setting[int | None]
     user_code: Setting[tuple[str, ...]]
     artifacts: Artifacts
     output: Path

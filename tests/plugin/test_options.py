@@ -184,7 +184,7 @@ def test_bare(export_check):
 @pytest.mark.parametrize(
     ("ini", "args", "marked", "bare"),
     [
-        ("", (), "observe 7 0.0 ()", "search 400 None ()"),
+        ("", (), "observe 7 0.0 ()", "search None None ()"),
         (
             "export_branches = off\nexport_search_budget = 5\nexport_user_code = -timm, src/*.py",
             (),
