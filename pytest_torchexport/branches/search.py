@@ -40,7 +40,7 @@ Calls = tuple["Call", ...]
 BUDGET = 400
 """Runs of the eager module that a search may cost by default: about a second for a small model."""
 
-_LEAST, _WORK = 60, 300.0
+_LEAST, _WORK = 60, 60.0
 """The least that the default is lowered to, and the work of a run (`Observing.work`) from which on it is."""
 _FOLLOW = 3
 """What an instrumented run with a backward pass costs, in plain runs."""
@@ -50,8 +50,8 @@ _BASES = 4
 """Inputs from which a decision is tried to be flipped."""
 _STARTS, _GENERATIONS, _CHANCES = 3, 8, 60
 """Drawn inputs from which gradients are followed; random changes for each outcome; random inputs without a new outcome."""
-_RETOLD = 12
-"""Changes of inputs that are tried for one that tells."""
+_RETOLD, _TELLING = 12, 100
+"""Changes of inputs that are tried for one that tells; what all of that may cost."""
 _PER_GOAL = 60
 """Runs that go into the gradient search for one outcome before others have had their turn."""
 
@@ -360,7 +360,12 @@ class Search:
             return
         example = self._pool[0]
         path = path_of(self.runner, self.space.model, self.is_users, example.calls)
+        tested = {test.site for one in self._pool if one.followed is not None for test in one.followed.tests}
+        tested |= {test.loop for one in self._pool if one.followed is not None for test in one.followed.tests if test.loop}
+        ceiling, self.budget = self.budget or 0, min(self.budget or 0, self.runs + _TELLING)
         for site in self.coverage.sites():
+            if site not in tested:
+                continue
             held = {site: path[site]} if path.get(site) else self._tests_of(site, path)
             for outcome in self.coverage.reached_elsewhere(site):
                 if not held or self._left() < 2:
@@ -369,6 +374,7 @@ class Search:
                 if known is None or self._tells(known.calls, known.observation, held):
                     continue
                 self._retell(site, outcome, example, held)
+        self.budget = ceiling
 
     def _tests_of(self, loop: Site, path: Path) -> dict[Site, list[Any]]:
         """The conditions that keep a `while` loop going, held to what the example took."""

@@ -21,6 +21,10 @@ class Flips:
         if loud:
             self.most = max(self.most, int((theirs != self.ours).sum()))
 
+    def unexplained(self, theirs: torch.Tensor) -> int:
+        """How many elements have another value than eager's that no run explains."""
+        return int(((theirs != self.ours) & ~self.explains(theirs)).sum())
+
     def explains(self, theirs: torch.Tensor) -> torch.Tensor:
         """Where some run has the same value.
 

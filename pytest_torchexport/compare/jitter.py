@@ -15,7 +15,15 @@ from torch._decomp import decomposition_table
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_torchexport.compare.operators import Traits, branch, by_name, is_condition, map_tensors, tensors_in, traits_of
+from pytest_torchexport.compare.operators import (
+    Traits,
+    branch,
+    by_name,
+    is_condition,
+    map_tensors,
+    tensors_in,
+    traits_of,
+)
 from pytest_torchexport.compare.path import Path
 
 if TYPE_CHECKING:
