@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -239,6 +240,53 @@ def second_opinion(
         trial: the input.
         program: what stands in the model's place, if the trial's record is not the model's own.
     """
+    eager = _rerunning(plan, snapshot, reference, trial, program)
+
+    def ask(leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
+        noise = _noise_of(trial, plan, eager)
+        if not noise.repeats:
+            # Noise is how far two runs with rounding errors differ: it means nothing if two equal runs differ too.
+            differs = agrees_with_itself(plan, snapshot, reference, trial, program)
+            if differs is not None:
+                msg = f"{differs.path} ({differs.reason})"
+                raise Unstable(msg)
+            noise.repeats = True
+        return noise.judge(leaf, expected, actual, eager, disputed)
+
+    return ask
+
+
+class Glance:
+    """A second opinion that costs little: which differences are so large that rounding is out of the question.
+
+    The other ones it passes over, and says so in `undecided`: they have to be measured. Takes the arguments of
+    `second_opinion`.
+    """
+
+    def __init__(self, plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial) -> None:
+        self._plan, self._trial = plan, trial
+        self._eager = _rerunning(plan, snapshot, reference, trial, None)
+        self.undecided = False
+
+    def __call__(self, leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
+        """The leaf if its difference is far beyond rounding, else one that agrees."""
+        noise = _noise_of(self._trial, self._plan, self._eager)
+        if noise.rules_out(leaf, expected, actual, self._eager, disputed):
+            return leaf
+        self.undecided = True
+        return replace(leaf, agrees=True, cause=None)
+
+
+def _noise_of(trial: Trial, plan: Plan, eager: Eager) -> RoundingNoise:
+    if trial.noise is None:
+        trial.noise = RoundingNoise(eager.leaves(trial.record), plan.seed)
+    return trial.noise
+
+
+def _rerunning(
+    plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial, program: Callable[..., Any] | None
+) -> Eager:
+    """How the noise on an input is measured."""
 
     def leaves(record: Record) -> dict[str, Any]:
         return named_leaves(record, len(trial.calls), reference.start, plan.names)
@@ -247,16 +295,4 @@ def second_opinion(
         calls = tuple(call.place(plan.device, dtype) for call in trial.calls)
         return eager_run(plan, snapshot, reference, calls, mode=mode, program=program)
 
-    def ask(leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
-        if trial.noise is None:
-            # Noise is how far two runs with rounding errors differ: it means nothing if two equal runs differ too.
-            differs = agrees_with_itself(plan, snapshot, reference, trial, program)
-            if differs is not None:
-                msg = f"{differs.path} ({differs.reason})"
-                raise Unstable(msg)
-            trial.noise = RoundingNoise(leaves(trial.record), plan.seed)
-        model = plan.model
-        eager = Eager(rerun, leaves, lambda: parameters(model).values())
-        return trial.noise.judge(leaf, expected, actual, eager, disputed)
-
-    return ask
+    return Eager(rerun, leaves, lambda: parameters(plan.model).values())

@@ -48,11 +48,11 @@ _SETTLED = 100.0
 """Beyond so many limits a difference is settled after two draws, and two loud ones for a discrete leaf.
 
 The noise only grows with the draws, and in a model without jumps by little. Measured on 26 such models (norms on
-constant and nearly constant input, softmax, attention, recurrent layers, half types, 60 layers, a chaotic map, inverses,
-differences of nearly equal numbers) with 9 kinds of inputs and 6 seeds each: from the second draw to the eighth, no
-element's noise grew more than 18 times, and the worst of a model usually 4 times; from the first, up to 370 times.
-Where comparisons or indices decide on values, a draw may be the first to go the other way, and its noise is millions of
-times that of the others: then all draws are made.
+constant and nearly constant input, softmax, attention, recurrent layers, half types, 60 layers, a chaotic map,
+inverses, differences of nearly equal numbers) with 9 kinds of inputs and 6 seeds each: from the second draw to the
+eighth no element's noise grew more than 18 times, and the worst of a model usually 4 times; from the first, up to 370
+times. Where comparisons or indices decide on values, a draw may be the first to go the other way, and its noise is
+millions of times that of the others: then all draws are made.
 """
 _SETTLED_DRAWS = 2
 _FAR = 1000.0
@@ -238,14 +238,15 @@ class RoundingNoise:
             self._draw_until_settled(leaf.path, values, eager, _SETTLED_DRAWS)
             return self._flips_are_settled(leaf.path, values)
         judged = beyond_default(values, _dtype_of(expected))
-        while True:
-            if self._draws:
-                found = self._score(leaf.path, values, judged)
-                if self._blind or found is None or found.surely <= _FAR * LIMIT:
-                    return False
-                if self._draws >= (_FAR_DRAWS_OF_JUMPS if self._jumps else 1):
-                    return True
-            self._draw(eager)
+        for _ in range(_FAR_DRAWS_OF_JUMPS + 1):
+            found, draws = self._score(leaf.path, values, judged), self._draws_of(leaf.path)
+            if self._blind or (found is not None and found.surely <= _FAR * LIMIT):
+                return False
+            if draws >= (_FAR_DRAWS_OF_JUMPS if self._jumps else 1):
+                return found is not None
+            if self._draws < _FAR_DRAWS_OF_JUMPS:
+                self._draw(eager)
+        return False
 
     def opinion(
         self, path: str, expected: Any, actual: Any, eager: Eager, *, only: Selection | None = None
@@ -278,15 +279,18 @@ class RoundingNoise:
             found = self._score(path, values, judged)
         # The reference is one sample of eager's error, and may be a lucky one: at least one draw says how large it is.
         while (found is None or not found.agrees or not self._draws) and self._draws < _DRAWS:
-            if found is not None and self._draws >= _SETTLED_DRAWS and not self._jumps and self._is_beyond(found):
+            if self._draws_of(path) >= _SETTLED_DRAWS and found is not None and self._is_settled(found):
                 break
             self._draw(eager)
             found = self._score(path, values, judged)
         return None if self._blind and found is not None and not found.agrees else found
 
-    @staticmethod
-    def _is_beyond(found: Opinion) -> bool:
-        return found.surely > _SETTLED * LIMIT
+    def _is_settled(self, found: Opinion) -> bool:
+        return not self._jumps and found.surely > _SETTLED * LIMIT
+
+    def _draws_of(self, path: str) -> int:
+        """How many draws say something of the leaf: some go another way."""
+        return self._spread[path].draws if path in self._spread else 0
 
     def _values(self, path: str, expected: Any, actual: Any) -> Values | None:
         """Both leaves as numbers; None if they are none."""

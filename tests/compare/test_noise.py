@@ -127,10 +127,10 @@ def test_faults_just_beyond_the_noise_are_reported(fault: str) -> None:
             result[3, 2] *= 1.001
     opinion = measured.opinion(result)
     assert not opinion.agrees
-    assert opinion.draws == 8
     leaf = measured.judge(result)
     assert leaf.cause is Cause.NUMERIC
-    assert "x the rounding noise of eager, limit 5x" in leaf.reason
+    assert f"x the rounding noise of eager, limit {opinion.limit:g}x" in leaf.reason
+    assert opinion.draws == (2 if opinion.score > 600 else 8), "what is far beyond the noise is settled early"
 
 
 def test_the_same_seed_gives_the_same_opinion() -> None:

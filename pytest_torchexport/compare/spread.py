@@ -1,0 +1,134 @@
+"""How far runs of eager are from one another, element by element."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pytest_torchexport.compare.tolerance import default_for
+
+_LEAST_SLICE = 8
+"""The root mean square over fewer elements may be tiny by luck."""
+
+
+@dataclass
+class Spread:
+    """How far the runs so far are from eager, element by element; the one in double precision is no draw."""
+
+    _noise: torch.Tensor | None = None
+    _changed: torch.Tensor | None = None
+    draws: int = 0
+
+    @property
+    def noise(self) -> torch.Tensor:
+        """The farthest that a run is from eager."""
+        assert self._noise is not None
+        return self._noise
+
+    @property
+    def changed(self) -> torch.Tensor:
+        """Where a run is NaN or infinite and eager is not, or the other way round."""
+        assert self._changed is not None
+        return self._changed
+
+    def add(self, values: Values, *, changes: bool = True) -> None:
+        """Take in a run; unless it `changes`, not where it is NaN or infinite."""
+        self.draws += changes
+        off = (values.theirs - values.ours).abs()
+        off = torch.where(off.isfinite(), off, 0.0)
+        changed = ~same_class(values.ours, values.theirs) & changes
+        self._noise = off if self._noise is None else torch.maximum(self._noise, off)
+        self._changed = changed if self._changed is None else self._changed | changed
+
+
+@dataclass(frozen=True)
+class Values:
+    """Two leaves as numbers of one type: double, or int64; complex ones as pairs.
+
+    Attributes:
+        unit: unit roundoff of eager's dtype.
+        least: its smallest normal number.
+    """
+
+    ours: torch.Tensor
+    theirs: torch.Tensor
+    floating: bool
+    unit: float
+    least: float
+
+    @classmethod
+    def of(cls, ours: torch.Tensor, theirs: torch.Tensor) -> Values:
+        """The values of two tensors of one shape and kind."""
+        floating = ours.is_floating_point() or ours.is_complex()
+        real = ours.dtype.to_real() if ours.dtype.is_complex else ours.dtype
+        if not floating:
+            return cls(_whole(ours), _whole(theirs), floating=False, unit=0.0, least=0.0)
+        info = torch.finfo(real)
+        return cls(wide(ours), wide(theirs), floating=True, unit=info.eps / 2, least=info.tiny)
+
+
+Selection = Callable[[Values, torch.dtype], torch.Tensor]
+"""The elements to be judged, as a mask over the values."""
+
+
+def beyond_default(values: Values, dtype: torch.dtype) -> torch.Tensor:
+    """The elements that the fixed tolerance does not accept: only they need an explanation."""
+    finite = values.ours.isfinite() & values.theirs.isfinite()
+    size = torch.where(finite, values.ours.abs(), 0.0)
+    limit = default_for(dtype, float(size.max()))
+    return ~finite | ((values.theirs - values.ours).abs() > limit.atol + limit.rtol * size)
+
+
+def unravel(index: int, shape: torch.Size) -> tuple[int, ...]:
+    """The place of an element that is given by its number."""
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(index, device="cpu"), shape)) if shape else ()
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    # Apple's devices know no float64.
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """The values in double precision, dense and real."""
+    return _plain(tensor).to(torch.float64)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return _plain(tensor).to(torch.int64)
+
+
+def same_class(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Where both are finite, both NaN, or the same infinity."""
+    return (one.isfinite() & other.isfinite()) | (one.isnan() & other.isnan()) | (one == other)
+
+
+def scale_of(noise: torch.Tensor, finite: torch.Tensor, values: Values) -> torch.Tensor:
+    """The noise of each element: its own, at least that of the quietest slice it lies in, a rounding, a normal number.
+
+    An element's own noise is often zero by luck, and that of the whole tensor hides a quiet channel.
+    """
+    square = torch.where(finite, noise, 0.0).square()
+    count = finite.to(torch.float64)
+
+    def rms(dims: tuple[int, ...]) -> torch.Tensor:
+        total = square.sum(dims, keepdim=True) if dims else square
+        return (total / (count.sum(dims, keepdim=True) if dims else count).clamp_min(1)).sqrt()
+
+    every = tuple(range(noise.dim()))
+    quietest = rms(every)
+    for axis, size in enumerate(noise.shape):
+        if size > 1 and noise.numel() // size >= _LEAST_SLICE:
+            quietest = torch.minimum(quietest, rms(tuple(a for a in every if a != axis)))
+    rounding = torch.where(finite, values.ours.abs(), 0.0) * values.unit
+    parts = (noise, quietest.expand_as(noise), rounding)
+    return functools.reduce(torch.maximum, parts).clamp_min(values.least)
