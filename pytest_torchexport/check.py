@@ -20,7 +20,7 @@ from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger
 from pytest_torchexport.diagnose.separation import to_blame
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
-from pytest_torchexport.eager import Unstable, agrees_with_itself, second_opinion
+from pytest_torchexport.eager import Glance, Unstable, agrees_with_itself, second_opinion
 from pytest_torchexport.errors import (
     BackendUnavailable,
     ConventionError,

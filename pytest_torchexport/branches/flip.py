@@ -28,6 +28,8 @@ Calls = tuple["Call", ...]
 _STEPS = 12
 """Steps before a decision is given up; margins are mostly close to linear, and most decisions flip in one to three."""
 _OVERSHOOT = 0.1
+_NEARER = 0.8
+"""How much of the distance to its limit a decision that is to be kept may lose in one step."""
 _GRIDS = (2.0**-3, 2.0**-6, 2.0**-10)
 """Grids on which sums are exact, for conditions that want equality."""
 
@@ -227,7 +229,7 @@ def _moved(space: Space, goal: Goal, way: _Way, part: float) -> Calls | None:
         return None
     aim = 0.0 if way.exact else _spare(way)
     change = (aim if wanted else -aim) - way.margin
-    wishes = [Wish(gradient, part * change), *_kept(way, part)]
+    wishes = [Wish(gradient, part * change), *_kept(way)]
     numbers = _numbers(space, way.calls)
     values = step(numbers, wishes) if gradient else None
     if values is None and tables:
@@ -237,16 +239,15 @@ def _moved(space: Space, goal: Goal, way: _Way, part: float) -> Calls | None:
     return _with(space, way.calls, values)
 
 
-def _kept(way: _Way, part: float) -> Iterator[Wish]:
-    """The decisions to keep: moved to a safe distance from zero, if they are close to it."""
+def _kept(way: _Way) -> Iterator[Wish]:
+    """The decisions to keep: each may come nearer to its own limit, but not reach it."""
     for (site, nth), outcome in way.keep.items():
         test = way.followed.test(site, nth)
         if test is None or test.margin is None:
             continue
         gradient = way.followed.gradient(test.margin)
-        size = abs(test.level)
-        away = 0.0 if size > 1e-6 else 1e-3
-        yield Wish(gradient, part * (away if outcome else -away))
+        towards = {key: value if outcome else -value for key, value in gradient.items()}
+        yield Wish(towards, -_NEARER * abs(test.level))
 
 
 def _numbers(space: Space, calls: Calls) -> dict[Key, Numbers]:

@@ -19,7 +19,7 @@ from pytest_torchexport.branches.follow import Followed, Runner, follow
 from pytest_torchexport.branches.implied import implied
 from pytest_torchexport.branches.instrument import definition
 from pytest_torchexport.branches.observation import Endless, Observation, Observing, Taken
-from pytest_torchexport.branches.sites import Kind, Site
+from pytest_torchexport.branches.sites import Kind, Site, source_of
 from pytest_torchexport.branches.telling import path_of, tells
 from pytest_torchexport.inputs.constants import mine
 from pytest_torchexport.subject.call import forward_of
@@ -131,6 +131,10 @@ class Search:
         if self.budget is None:
             self.budget = max(_LEAST, min(BUDGET, round(BUDGET * _WORK / max(observing.work, 1.0))))
         self.has_decisions = bool(observation.taken) or observing.decides
+        code = getattr(forward_of(self.space.model), "__code__", None)
+        if code is not None and source_of(code.co_filename) is None:
+            why = f"there is no source of {code.co_filename}: its decisions are not observed. Put the model into a file"
+            self.notes["branches of forward"] = why
         if self.has_decisions:
             self._learn(calls, observation)
 

@@ -22,7 +22,7 @@ _TOO_FAR = 1e6
 
 @dataclass(frozen=True)
 class Wish:
-    """A margin's gradient, and by how much it should change."""
+    """A margin's gradient, and by how much it should change; for those to keep, the least that it may."""
 
     gradient: Gradient
     change: float
@@ -33,7 +33,7 @@ def step(numbers: Mapping[Key, Numbers], wishes: Sequence[Wish]) -> dict[Key, to
 
     Args:
         numbers: the leaves as they are, with their limits.
-        wishes: the first is the one that counts; the others are to be kept as well as possible.
+        wishes: the first is the one that counts; the others limit the step where it would go beyond them.
 
     Returns:
         The leaves that change, float64 and within their limits; None if nothing helps.
@@ -59,11 +59,9 @@ def _shortest(numbers: Mapping[Key, Numbers], wishes: Sequence[Wish]) -> dict[Ke
     start = dict(now)
     free = {key: torch.ones_like(value, dtype=torch.bool) for key, value in now.items()}
     for _ in range(5):
-        left = torch.tensor(
-            [w.change - _dot(row, {k: now[k] - start[k] for k in now}) for w, row in zip(wishes, rows, strict=True)],
-            dtype=torch.float64,
-        )
-        direction = _solve([{k: g * free[k] for k, g in row.items()} for row in rows], left)
+        moved = {key: now[key] - start[key] for key in now}
+        left = [w.change - _dot(row, moved) for w, row in zip(wishes, rows, strict=True)]
+        direction = _limited([{k: g * free[k] for k, g in row.items()} for row in rows], left)
         if direction is None:
             break
         cut = False
@@ -82,6 +80,20 @@ def _shortest(numbers: Mapping[Key, Numbers], wishes: Sequence[Wish]) -> dict[Ke
     return moved if moved and size <= _TOO_FAR * (scale + 1) else None
 
 
+def _limited(rows: Sequence[Mapping[Key, torch.Tensor]], changes: Sequence[float]) -> dict[Key, torch.Tensor] | None:
+    """The shortest direction that changes the first margin as wished, and none of the others by less than is allowed."""
+    active = [0]
+    while True:
+        direction = _solve([rows[i] for i in active], [changes[i] for i in active])
+        if direction is None:
+            return None
+        short = {i: _dot(rows[i], direction) - changes[i] for i in range(1, len(rows)) if i not in active}
+        worst = min(short, key=lambda i: (short[i], i), default=None)
+        if worst is None or short[worst] >= -1e-9 * (1 + abs(changes[worst])):
+            return direction
+        active.append(worst)
+
+
 def _row(wish: Wish, numbers: Mapping[Key, Numbers]) -> dict[Key, torch.Tensor]:
     empty = {key: torch.zeros(one.value.shape, dtype=torch.float64) for key, one in numbers.items()}
     given = {k: g.detach().to("cpu", torch.float64).nan_to_num(0, 0, 0) for k, g in wish.gradient.items() if k in empty}
@@ -92,7 +104,7 @@ def _dot(one: Mapping[Key, torch.Tensor], other: Mapping[Key, torch.Tensor]) -> 
     return sum(float((one[key] * other[key]).sum()) for key in one)
 
 
-def _solve(rows: Sequence[Mapping[Key, torch.Tensor]], changes: torch.Tensor) -> dict[Key, torch.Tensor] | None:
+def _solve(rows: Sequence[Mapping[Key, torch.Tensor]], changes: Sequence[float]) -> dict[Key, torch.Tensor] | None:
     """The shortest direction along which each margin changes as wished, or None without one.
 
     Solved in Python's own numbers: the results of a library's solver may depend on where in memory the matrix lies.
@@ -101,7 +113,7 @@ def _solve(rows: Sequence[Mapping[Key, torch.Tensor]], changes: torch.Tensor) ->
     if not gram[0][0] > 0:
         return None
     largest = max(gram[i][i] for i in range(len(rows)))
-    weights = _eliminate([[*row, float(change)] for row, change in zip(gram, changes, strict=True)], 1e-10 * largest)
+    weights = _eliminate([[*row, change] for row, change in zip(gram, changes, strict=True)], 1e-10 * largest)
     if not all(math.isfinite(weight) for weight in weights):
         return None
     made = {}

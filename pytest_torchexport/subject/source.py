@@ -39,7 +39,8 @@ _INSTALLED = ("site-packages", "dist-packages")
 def is_users(filename: str) -> bool:
     """Whether a file holds code that the user can act on: it is no part of torch, an exporter or Python itself."""
     if filename.startswith("<"):
-        return False
+        # What was typed at a prompt or in a notebook is kept there; generated code (of a dataclass, say) is not.
+        return filename in linecache.cache
     path = Path(filename)
     installed = next((i for i, part in enumerate(path.parts) if part in _INSTALLED), None)
     if installed is not None:
