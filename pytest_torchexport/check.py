@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,6 +287,8 @@ class _Story:
                 failures.append(Failure(trial, finding, record))
             else:
                 agreeing.append(trial)
+        with self.draft.at(Stage.COMPARE):
+            self._make_sure(program, snapshot, reference, failures, agreeing, unjudged)
         self.draft.facts["details"] = dict(program.exported.details)
         self.draft.facts["environment"] |= {"exported": devices.numerics_flags()}
         self.draft.note(*program.exported.not_checked)
@@ -300,6 +302,49 @@ class _Story:
             return self.draft.outcome(Verdict.INVALID, too_few) if too_few else self.draft.equivalent()
         return self._not_equivalent(program, snapshot, reference, failures, agreeing)
 
+    def _make_sure(
+        self,
+        program: Program,
+        snapshot: Snapshot,
+        reference: Reference,
+        failures: list[Failure],
+        agreeing: list[Trial],
+        unjudged: list[tuple[Trial, str]],
+    ) -> None:
+        """Measure the failure that is shown in full; if rounding explains it after all, the next one, until one stands.
+
+        The other failures may rest on a first look: the verdict does not need them.
+        """
+        while failures:
+            first = simplest(failures)
+            found = self._measured(program, snapshot, reference, first)
+            place = next(index for index, failure in enumerate(failures) if failure is first)
+            if isinstance(found, Finding):
+                failures[place] = replace(first, finding=found)
+                return
+            trial = failures.pop(place).trial
+            entry = Input(trial.kind, trial.label, len(trial.calls), agrees=False)
+            entered = self.draft.inputs.index(entry)
+            if found is None:
+                self.draft.inputs[entered] = replace(entry, agrees=True)
+                agreeing.append(trial)
+            else:
+                del self.draft.inputs[entered]
+                self.draft.note(NotChecked(f"input {trial.label}", found.why))
+                unjudged.append((trial, found.why))
+
+    def _measured(
+        self, program: Program, snapshot: Snapshot, reference: Reference, failure: Failure
+    ) -> Finding | _Unjudged | None:
+        """What differs on a failing input when eager's rounding is measured in full."""
+        trial, record = failure.trial, failure.record
+        if self.policy.tolerance or record.error is not None or trial.record.error is not None:
+            return failure.finding
+        comparison = self._comparison(program, trial, record, second_opinion(self.plan, snapshot, reference, trial))
+        if comparison.disagreeing:
+            return self._finding(trial, record, comparison)
+        return _Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
+
     def _compare(
         self, program: Program, snapshot: Snapshot, reference: Reference, trial: Trial, record: Record
     ) -> Finding | _Unjudged | None:
@@ -309,8 +354,11 @@ class _Story:
         if record.error is not None:
             record.error = record.error.with_traceback(None)
             return self._finding(trial, record, Comparison())
-        asked = None if self.policy.tolerance else second_opinion(self.plan, snapshot, reference, trial)
-        comparison = self._comparison(program, trial, record, asked)
+        glance = None if self.policy.tolerance else Glance(self.plan, snapshot, reference, trial)
+        comparison = self._comparison(program, trial, record, glance)
+        if glance is not None and glance.undecided and not comparison.disagreeing:
+            asked = second_opinion(self.plan, snapshot, reference, trial)
+            comparison = self._comparison(program, trial, record, asked)
         if not comparison.unjudged or comparison.disagreeing:
             self.draft.count(comparison.leaves)
         for path in comparison.left_out:
@@ -347,7 +395,14 @@ class _Story:
         )
 
     def _compare_again(
-        self, program: Program, asked: Callable[[Trial], SecondOpinion], trial: Trial, record: Record, *, thorough: bool
+        self,
+        program: Program,
+        snapshot: Snapshot,
+        reference: Reference,
+        trial: Trial,
+        record: Record,
+        *,
+        thorough: bool,
     ) -> Finding | None:
         """Compare on an input that is not one of the check's own: nothing is counted or noted."""
         if record.error is not None:
@@ -357,9 +412,10 @@ class _Story:
         if not comparison.disagreeing:
             return None
         finding = self._finding(trial, record, comparison)
-        if self.policy.tolerance or (is_clear(finding) and not thorough):
+        if self.policy.tolerance or (not thorough and not is_clear(finding)):
             return finding
-        comparison = self._comparison(program, trial, record, asked(trial))
+        asked = (second_opinion if thorough else Glance)(self.plan, snapshot, reference, trial)
+        comparison = self._comparison(program, trial, record, asked)
         return self._finding(trial, record, comparison) if comparison.disagreeing else None
 
     def _should_raise(self, trial: Trial) -> Finding:
@@ -405,15 +461,19 @@ class _Story:
         if differs is not None:
             return self.draft.unstable(f"the input {first.trial.label}: {differs.path} ({differs.reason})")
         others = [failure for failure in failures if failure is not first]
-        asked = functools.partial(second_opinion, self.plan, snapshot, reference)
-        compare = functools.partial(self._compare_again, program, asked)
+        compare = functools.partial(self._compare_again, program, snapshot, reference)
         with self.draft.at(Stage.COMPARE):
             first = shrunk(first, self.plan, snapshot, reference, program, compare)
         failures = [first, *others]
         with self.draft.at(Stage.COMPARE):
             baked = self._baked(program, snapshot, reference, failures, agreeing)
         if baked is not None and baked.failing > 0:  # shown is the input that proves it
-            failures.insert(0, failures.pop(baked.failing))
+            proof = failures[baked.failing]
+            with self.draft.at(Stage.COMPARE):
+                found = self._measured(program, snapshot, reference, proof)
+            if isinstance(found, Finding):
+                failures.pop(baked.failing)
+                failures.insert(0, replace(proof, finding=found))
         remember(failures[0], self.plan, self.surroundings.kept)
         findings = [failure.finding for failure in failures]
         suspicions = to_blame(program.exported.suspicions, reference.trials[0], [f.trial for f in failures])

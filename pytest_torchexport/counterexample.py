@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pytest_torchexport.branches.observation import Endless, Observing
 from pytest_torchexport.branches.sites import Kind
+from pytest_torchexport.compare.operators import tensors_in, traits_of
 from pytest_torchexport.diagnose.cause import Finding, kind_of
 from pytest_torchexport.draft import Failure
 from pytest_torchexport.eager import Unstable, agrees_with_itself, eager_run
@@ -39,13 +40,14 @@ EVALUATIONS = 100
 _FEWEST = 8
 _SECONDS = 2.0
 """About so long it may take for a large model, by what its operators cost: a clock would change the report."""
-_PER_OPERATOR, _PER_FLOP, _PER_ELEMENT = 1e-5, 3e-11, 1e-9
+_PER_OPERATOR, _PER_FLOP, _PER_READ, _PER_WRITTEN = 1e-5, 3e-11, 5e-10, 1e-9
 _RUNS = 4
 """What one evaluation costs, in runs of eager: one that is observed, and one of the program."""
 _LONGER, _FUNCTIONS = 10, 1000
 """How much more than the failing input a simpler one may run, in torch's functions: its loops may not end."""
 _CLEAR = 1000.0
-"""Beyond so many tolerances a difference is not looked at again while the input is made simple, only at the end."""
+"""Beyond so many tolerances a first look tells whether a difference is one of rounding; of smaller ones, those count
+that are as large as the one that was found. What is left in the end is measured in full."""
 _NAMED = ("example", "extra")
 """Kinds of inputs that the user knows: they are shown as they are."""
 _ORDER = (*_NAMED, "remembered", "branch", "special", "random")
@@ -55,12 +57,16 @@ class Compare(Protocol):
     """Compares a program's record with the trial's; None if they agree, or if nobody can tell."""
 
     def __call__(self, trial: Trial, record: Record, *, thorough: bool) -> Finding | None:
-        """Where not `thorough`, eager's own rounding is not measured for differences beyond `clear`."""
+        """Where not `thorough`, eager's own rounding is not measured, and looked at only where `is_clear`."""
 
 
 def is_clear(finding: Finding) -> bool:
-    """Whether a difference is so large that rounding need not be suspected while an input is made simple."""
-    return any(leaf.excess > _CLEAR for leaf in finding.leaves)
+    """Whether all that differs are numbers, and some are so far off that one run with noise tells what it is."""
+    return all(math.isfinite(leaf.excess) for leaf in finding.leaves) and _excess(finding) > _CLEAR
+
+
+def _excess(finding: Finding) -> float:
+    return max((leaf.excess for leaf in finding.leaves), default=0.0)
 
 
 def simplest(failures: Sequence[Failure]) -> Failure:
@@ -201,6 +207,8 @@ class _Shrinking:
         finding = self.compare(trial, record, thorough=thorough)
         if finding is None or _way(finding, record) != self.way:
             return None
+        if not thorough and _excess(finding) < min(_CLEAR, _excess(self.failure.finding)):
+            return None
         return Failure(trial, finding, record)
 
 
@@ -237,7 +245,9 @@ class _Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         self.seconds += _PER_OPERATOR
-        self.seconds += _PER_ELEMENT * sum(tensor.numel() for _, tensor in containers.tensors(value))
+        if not traits_of(func).view:
+            self.seconds += _PER_READ * sum(tensor.numel() for tensor in tensors_in([*args, *(kwargs or {}).values()]))
+            self.seconds += _PER_WRITTEN * sum(tensor.numel() for _, tensor in containers.tensors(value))
         count = flop_registry.get(func.overloadpacket)
         if count is not None:
             self.seconds += _PER_FLOP * count(*args, **(kwargs or {}), out_val=value)

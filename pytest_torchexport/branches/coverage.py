@@ -184,7 +184,9 @@ class Coverage:
     def _word(self, site: Site, outcome: Any) -> str:
         """The outcome for a person."""
         if isinstance(outcome, bool):
-            return "entered" if site.kind is Kind.EXCEPTION else str(outcome).lower()
+            if site.kind is Kind.EXCEPTION:
+                return "entered" if outcome else "not entered"
+            return str(outcome).lower()
         if outcome == OTHER:
             return "another number" if site.kind is Kind.LOOP else "another value"
         return describe(site, self._known[site].example)

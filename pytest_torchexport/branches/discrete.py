@@ -143,6 +143,12 @@ def _placements(value: torch.Tensor, constant: float, generator: torch.Generator
     made = now.clone()
     made.reshape(-1)[int(torch.randint(now.numel(), (), generator=generator))] = constant
     yield "one element", made
+    made = now.clone()
+    made.reshape(-1)[: now.numel() // 2] = constant
+    yield "first half", made
+    made = now.clone()
+    made[torch.rand(now.shape, generator=generator) < 0.5] = constant
+    yield "random half", made
 
 
 def _orders(space: Space, base: Calls, path: str, one: Numbers) -> Iterator[Candidate]:

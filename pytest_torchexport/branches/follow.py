@@ -429,7 +429,10 @@ class _Followed:
             if special is not None and args and not kwargs:
                 return special(self, function, *args)
             if _keeps(function):
-                return function(*args, **kwargs)
+                made = function(*args, **kwargs)
+                if isinstance(made, set | frozenset) and any(map(tracked.is_tracked, made)):
+                    self._collections[id(made)] = (made, Origin())  # how many differ depends on the numbers
+                return made
             made = function(*_plainly(args), **{key: _plain_bool(value) for key, value in kwargs.items()})
             if not isinstance(made, int | float | str | None):
                 self._spread(args, kwargs, made)
@@ -612,7 +615,7 @@ def _is_own(function: Any) -> bool:
 def _depend(function: Any, args: tuple[Any, ...]) -> bool:
     """Whether a library's function is given something that depends on the input, other than a tensor."""
     owner = getattr(function, "__self__", None)
-    return isinstance(owner, _Array) or any(tracked.is_tracked(arg) or isinstance(arg, _Array) for arg in args)
+    return isinstance(owner, _Array) or tracked.is_tracked(owner) or any(tracked.is_tracked(arg) or isinstance(arg, _Array) for arg in args)
 
 
 def _keeps(function: Any) -> bool:

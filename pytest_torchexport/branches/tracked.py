@@ -495,6 +495,25 @@ for _kind in (TrackedInt, TrackedFloat):
         setattr(_kind, f"__{_name}__", _comparison(_name))
 
 
+def _bits(name: str, *, reflected: bool) -> Callable[[Any, Any], Any]:
+    """Operations on bits: the result depends on the input, without a gradient."""
+    python = getattr(operator, name)
+
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, int | TrackedBool):
+            return NotImplemented
+        one, two = (plain(other), plain(self)) if reflected else (plain(self), plain(other))
+        return track(python(one, two), None, size=is_size(self, other))
+
+    return method
+
+
+for _name in ("and_", "or_", "xor", "lshift", "rshift"):
+    _dunder = _name.rstrip("_")
+    setattr(TrackedInt, f"__{_dunder}__", _bits(_name, reflected=False))
+    setattr(TrackedInt, f"__r{_dunder}__", _bits(_name, reflected=True))
+
+
 def _round(self: Any, digits: int | None = None) -> Any:
     return through(round(plain(self), plain(digits)), rounded["round"] if not digits else _identity, self)
 

@@ -273,12 +273,12 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key not in self._places:
             self._places[key] = self._place()
         signs = _signs(_INTEGER_OF[tensor.dtype], tensor.device)
-        extent = 1 + sum(int((size - 1) * stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        start = (self._places[key] + tensor.storage_offset()) % _POOL
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        start = (self._places[key] + int(tensor.storage_offset())) % _POOL
         if extent == tensor.numel():  # no gaps: as one row, in the order of the memory
             moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
             row, target = (t.as_strided((extent,), (1,)) for t in (tensor, moved))
-            for begin, end in _pieces(tensor.numel(), start):
+            for begin, end in _pieces(extent, start):
                 at = start + begin if extent <= _POOL else (start + begin) % _POOL
                 self._step(row[begin:end], signs[at : at + end - begin], target[begin:end])
             return moved

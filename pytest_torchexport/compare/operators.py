@@ -89,8 +89,11 @@ _JUMPS = _words(
     "threshold_backward hardtanh_backward leaky_relu_backward rrelu_with_noise_backward prelu_kernel_backward "
     "hardshrink_backward softshrink_backward hardswish_backward hardsigmoid_backward"
 )
-_JUMPS_PREFIXES = ("linalg_eig", "linalg_svd", "linalg_qr", "linalg_lstsq", "fake_quantize")
-"""Operators whose results change by more than a little where an operand changes by a little."""
+_JUMPS_PREFIXES = (
+    *("linalg_eig", "linalg_svd", "linalg_qr", "linalg_lstsq", "linalg_inv", "linalg_lu", "linalg_ldl"),
+    *("linalg_solve", "linalg_pinv", "linalg_det", "linalg_slogdet", "lu_", "fake_quantize"),
+)
+"""Operators whose results change by more than a little where an operand changes by a little, and those that pivot."""
 
 _CONSTANT = _words(
     "empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_empty_strided new_zeros "
