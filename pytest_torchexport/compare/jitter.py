@@ -19,7 +19,6 @@ from pytest_torchexport.compare.operators import (
     Traits,
     branch,
     by_name,
-    is_condition,
     map_tensors,
     tensors_in,
     traits_of,
@@ -154,7 +153,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator on perturbed operands and jitter its result."""
         kwargs = kwargs or {}
-        if is_condition(func):
+        if func is torch.ops.higher_order.cond:
             with self:
                 return branch(*args)
         given = tensors_in([*args, *kwargs.values()])

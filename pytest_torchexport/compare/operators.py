@@ -173,11 +173,6 @@ def by_name(traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
     yield from kwargs.items()
 
 
-def is_condition(func: Any) -> bool:
-    """Whether it is `torch.cond`; to ask torch for that operator loads much of its compiler."""
-    return not isinstance(func, torch._ops.OpOverload) and getattr(func, "__name__", "") == "cond"
-
-
 def branch(condition: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: Any = ()) -> Any:
     """What `torch.cond` does, in plain operators."""
     return (yes if bool(condition) else no)(*operands)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_torchexport.compare.operators import branch, computes, is_condition
+from pytest_torchexport.compare.operators import branch, computes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +58,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
-        if is_condition(func):
+        if func is torch.ops.higher_order.cond:
             with self:
                 return branch(*args)
         self.path.step(func, args, kwargs or {})

@@ -294,12 +294,14 @@ class _Leaf:
         places = _differ(self.value.reshape(-1), flat_base).nonzero().reshape(-1)
         floor = self.failing.left // 2  # the rest is for what comes after
         size = (len(places) + 1) // 2
-        while size and len(places) > 1:
+        while size and len(places) > 1 and self.failing.left > floor:
             kept = []
             for block in torch.split(places, size):
+                if self.failing.left <= floor:
+                    return
                 flat = self.value.reshape(-1).clone()
                 flat[block] = flat_base[block]
-                if self.failing.left <= floor or not self.puts(flat.reshape(base.shape)):
+                if not self.puts(flat.reshape(base.shape)):
                     kept.append(block)
             places = torch.cat([places[:0], *kept])
             size = 0 if size == 1 else min((size + 1) // 2, (len(places) + 1) // 2)
