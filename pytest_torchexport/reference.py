@@ -22,7 +22,7 @@ from pytest_torchexport.subject.state import Snapshot, buffer_names, parameter_m
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from pytest_torchexport.branches.follow import Runner
+    from pytest_torchexport.branches.followed import Runner
     from pytest_torchexport.branches.observation import Taken
     from pytest_torchexport.branches.sites import Site
     from pytest_torchexport.compare.noise import RoundingNoise

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from pytest_torchexport.branches.follow import Test
+from pytest_torchexport.branches.followed import Test
+from pytest_torchexport.branches.formulas import chosen, exceeds
 from pytest_torchexport.branches.sites import Kind, Site
 from pytest_torchexport.branches.step import Wish, step
-from pytest_torchexport.branches.tracked import chosen, exceeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_torchexport.branches.follow import Followed
+    from pytest_torchexport.branches.followed import Followed
     from pytest_torchexport.branches.margins import Lookup
     from pytest_torchexport.branches.step import Key
     from pytest_torchexport.inputs.limits import Numbers

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -12,40 +11,22 @@ import torch
 
 from pytest_torchexport.branches.bytecode import plan_of
 from pytest_torchexport.branches.chance import mutated
-from pytest_torchexport.branches.coverage import OTHER, Coverage
+from pytest_torchexport.branches.coverage import OTHER
 from pytest_torchexport.branches.discrete import Candidate, candidates
+from pytest_torchexport.branches.explorer import FOLLOW, Calls, Explorer, Found, Known
 from pytest_torchexport.branches.flip import Goal, flip
-from pytest_torchexport.branches.follow import Followed, Runner, follow
-from pytest_torchexport.branches.implied import implied
-from pytest_torchexport.branches.instrument import definition
-from pytest_torchexport.branches.observation import Endless, Observation, Observing, Taken
-from pytest_torchexport.branches.sites import Kind, Site, source_of
+from pytest_torchexport.branches.sites import Kind, Site
 from pytest_torchexport.branches.telling import path_of, tells
 from pytest_torchexport.inputs.constants import mine
-from pytest_torchexport.subject.call import forward_of
-from pytest_torchexport.subject.run import Record
-from pytest_torchexport.subject.source import of_exception
 
 if TYPE_CHECKING:
-    import types
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
-    from pytest_torchexport.inputs.space import Space
+    from pytest_torchexport.branches.followed import Followed
+    from pytest_torchexport.branches.observation import Observation
     from pytest_torchexport.branches.replay import Path
-    from pytest_torchexport.outcome import BranchCoverage
-    from pytest_torchexport.subject.call import Call
 
-Calls = tuple["Call", ...]
 
-BUDGET = 400
-"""Runs of the eager module that a search may cost by default: about a second for a small model."""
-
-_LEAST, _WORK = 60, 60.0
-"""The least that the default is lowered to, and the work of a run (`Observing.work`) from which on it is."""
-_FOLLOW = 3
-"""What an instrumented run with a backward pass costs, in plain runs."""
-_LONGER, _FUNCTIONS = 30, 3000
-"""How much more than the example an input may run, in torch's functions: what loops on for ever is no input."""
 _BASES = 4
 """Inputs from which a decision is tried to be flipped."""
 _STARTS, _GENERATIONS, _CHANCES = 3, 8, 60
@@ -56,140 +37,8 @@ _PER_GOAL = 60
 """Runs that go into the gradient search for one outcome before others have had their turn."""
 
 
-@dataclass
-class Found:
-    """An input that takes an outcome which no input took before."""
-
-    calls: Calls
-    goals: list[tuple[Site, Any]]
-    label: str
-    taken: Taken
-
-
-@dataclass
-class _Known:
-    """An input that ran: what it took, and its instrumented run if there was one."""
-
-    calls: Calls
-    observation: Observation
-    followed: Followed | None = None
-
-
-@dataclass
-class Search:
-    """Finds inputs that take the branches which the others did not.
-
-    Args:
-        runner: runs eager from the starting state.
-        space: what may vary.
-        is_users: whether the code of a file counts as the user's.
-        budget: how many runs it may cost; 0 observes only, None is the default: fewer for a model that takes longer.
-        seed: the source of chance.
-        state: tensors of the model's state by name.
-        accepts: whether an input is one that the model is meant for (`assume`).
-        draws: further generated inputs.
-
-    Attributes:
-        coverage: what is known, and what was reached.
-        runs: what the search cost so far, in runs of eager.
-        found: the inputs that it adds.
-        has_decisions: the user's code decides anything at all.
-        notes: what could not be followed, and why.
-    """
-
-    runner: Runner
-    space: Space
-    is_users: Callable[[str], bool]
-    budget: int | None
-    seed: int
-    state: Mapping[str, Any]
-    accepts: Callable[[Calls], bool]
-    draws: Iterable[Calls] = ()
-    coverage: Coverage = field(default_factory=Coverage)
-    changing: set[str] = field(default_factory=set)
-    runs: int = 0
-    found: list[Found] = field(default_factory=list)
-    has_decisions: bool = False
-    notes: dict[str, str] = field(default_factory=dict)
-    _limit: float = math.inf
-    _pool: list[_Known] = field(default_factory=list)
-    _accepted: set[str] = field(default_factory=set)
-    _efforts: dict[tuple[Site, Any], dict[str, int]] = field(default_factory=dict)
-
-    # --- the inputs that are there anyway -------------------------------------------------------------------------
-
-    def observing(self) -> Observing:
-        """What a run is entered under to be observed."""
-        return Observing(self.is_users, self._limit)
-
-    def start(self, calls: Calls, record: Record, observing: Observing) -> None:
-        """Note what the example took, and how much it ran; learn which of its decisions depend on the input."""
-        observation = Observation(record, observing.taken, observing.path)
-        self.changing |= set(observation.record.state or ())
-        self.coverage.start(observation.taken)
-        self._limit = _LONGER * observing.functions + _FUNCTIONS
-        if self.budget is None:
-            self.budget = max(_LEAST, min(BUDGET, round(BUDGET * _WORK / max(observing.work, 1.0))))
-        self.has_decisions = bool(observation.taken) or observing.decides
-        code = getattr(forward_of(self.space.model), "__code__", None)
-        if code is not None and source_of(code.co_filename) is None:
-            why = f"there is no source of {code.co_filename}: its decisions are not observed. Put the model into a file"
-            self.notes["branches of forward"] = why
-        if self.has_decisions:
-            self._learn(calls, observation)
-
-    def watch(self, calls: Calls, kind: str, label: str) -> Observation:
-        """Run another input that is checked anyway under observation, and note what it took."""
-        observation = self._watch(calls)
-        if observation.record.error is None:
-            self.changing |= set(observation.record.state or ())
-            if self.coverage.note(observation.taken, kind, label):
-                self._pool.append(_Known(calls, observation))
-        return observation
-
-    def _watch(self, calls: Calls) -> Observation:
-        observing = self.observing()
-        try:
-            record = self.runner(calls, mode=observing)
-        except Endless:
-            record = Record(error=RuntimeError("the run takes far longer than the example: its loop may never end"))
-        self.changing |= set(record.state or ())
-        return Observation(record, observing.taken, observing.path)
-
-    def _learn(self, calls: Calls, observation: Observation) -> None:
-        """Follow an input that runs, so that the decisions on its way are known."""
-        followed = self._follow(calls)
-        error = followed.record.error if followed.record is not None else None
-        if error is not None:
-            where = of_exception(error)
-            self.notes["branches after " + (f"{where.file}:{where.line}" if where else "an unknown line")] = (
-                f"they could not be followed there ({type(error).__name__}: {str(error)[:120]})"
-            )
-        self._pool.append(_Known(calls, observation, followed if error is None else None))
-        sites: dict[Site, None] = {}
-        for test in followed.tests:
-            if test.size and not self.space.sizes():
-                continue
-            sites[test.site] = None
-            if test.loop is not None:
-                sites[test.loop] = None
-        for number in followed.numbers:
-            if not number.size:
-                sites[number.site] = None
-        sites |= dict.fromkeys(followed.loops)
-        self.coverage.depends(site for site in sites if site in observation.taken)
-        self.coverage.depends(site for site in self._implied(followed) if site in observation.taken)
-
-    def _implied(self, followed: Followed) -> Iterable[Site]:
-        """The decisions that depend on the input because others, or arguments that are no tensors, do."""
-        root = getattr(forward_of(self.space.model), "__code__", None)
-        plain = {path for path, one in self.space.numbers(self.space.example).items() if not one.value.dim()}
-        names = {path for path in (*self._accepted, *plain) if path.isidentifier()}
-        known = self.coverage.sites()
-        for code in followed.codes:
-            found = definition(code)
-            if found is not None and not isinstance(found[1], ast.Lambda):
-                yield from implied(found[0], found[1], known, names if code is root else ())
+class Search(Explorer):
+    """Finds inputs that take the branches which the others did not."""
 
     # --- the search -----------------------------------------------------------------------------------------------
 
@@ -213,83 +62,12 @@ class Search:
             self.coverage.tried(goal, text)
         return self.found
 
-    def _left(self) -> int:
-        return (self.budget or 0) - self.runs
-
-    def _is_new_ground(self, known: _Known) -> bool:
-        """Whether an input comes to places that no followed input came to."""
-        followed = {site for one in self._pool if one.followed is not None for site in one.observation.taken}
-        return bool(known.observation.taken.keys() - followed)
-
-    # --- what the flips ask for (Prober) --------------------------------------------------------------------------
-
-    def follow(self, calls: Calls) -> Followed | None:
-        """An instrumented run; None where eager rejects the input, or nothing is left to spend."""
-        if self._left() < _FOLLOW or not self.accepts(calls):
-            return None
-        followed = self._follow(calls)
-        return followed if followed.record is not None and followed.record.error is None else None
-
-    def _follow(self, calls: Calls) -> Followed:
-        self.runs += _FOLLOW
-        followed = follow(
-            self.runner,
-            self.space,
-            calls,
-            is_users=self.is_users,
-            state=self.state,
-            changing=frozenset(self.changing),
-            limit=self._limit,
-        )
-        return followed
-
-    def takes(self, calls: Calls, goal: Goal) -> bool:
-        """Whether a run without instrumentation reaches the goal; what else it takes is noted if it does."""
-        observation = self._observe(calls)
-        if observation is None:
-            return False
-        if goal.loop is not None:
-            before = self.coverage.example_took(goal.loop) if goal.beyond is None else goal.beyond
-            reached = observation.taken.get(goal.loop) not in (None, before)
-        elif goal.site.kind is Kind.NUMBER:
-            reached = observation.taken.get(goal.site) not in (None, self.coverage.example_took(goal.site))
-        else:
-            reached = goal.outcome in observation.taken.get(goal.site, ())
-        if reached:
-            self._keep(calls, observation)
-        return reached
-
-    def _observe(self, calls: Calls) -> Observation | None:
-        """Run an input under observation; None where eager rejects it, or nothing is left."""
-        if self._left() < 1 or not self.accepts(calls):
-            return None
-        self.runs += 1
-        observation = self._watch(calls)
-        return observation if observation.record.error is None else None
-
-    def _keep(self, calls: Calls, observation: Observation) -> bool:
-        """Keep an input if it takes an outcome that no other took, and learn from it."""
-        new = self.coverage.new(observation.taken)
-        if not new:
-            return False
-        label = self.coverage.label(new)
-        self.coverage.note(observation.taken, "search", label)
-        self.found.append(Found(calls, new, label, observation.taken))
-        if self._left() >= _FOLLOW:
-            self._learn(calls, observation)
-        return True
-
-    def report(self, mode: str) -> BranchCoverage:
-        """What is known of the decisions; the instrumented runs are let go."""
-        self._pool.clear()
-        return self.coverage.report(mode, self.runs)
-
     # --- gradients ------------------------------------------------------------------------------------------------
 
     def _follow_gradients(self, attempted: set[tuple[Any, ...]]) -> None:
         """Flip what is missing, nearest first, again as long as that opens new ground."""
         progress = True
-        while progress and self._left() >= _FOLLOW:
+        while progress and self._left() >= FOLLOW:
             progress = False
             for missing in self.coverage.missing():
                 if missing not in self.coverage.missing():
@@ -309,17 +87,17 @@ class Search:
                     if reached is not None and missing not in self.coverage.missing():
                         progress = True
                         break
-                    if self._left() < _FOLLOW:
+                    if self._left() < FOLLOW:
                         return
 
     def _effort(self, goal: tuple[Site, Any], what: str) -> None:
         efforts = self._efforts.setdefault(goal, {})
         efforts[what] = efforts.get(what, 0) + 1
 
-    def _ways(self, missing: tuple[Site, Any]) -> list[tuple[_Known, Goal]]:
+    def _ways(self, missing: tuple[Site, Any]) -> list[tuple[Known, Goal]]:
         """Inputs that come to the decision, with what would have to change there, the nearest first."""
         site, outcome = missing
-        found: list[tuple[float, int, _Known, Goal]] = []
+        found: list[tuple[float, int, Known, Goal]] = []
         for index, known in enumerate(self._pool):
             if known.followed is None:
                 continue
@@ -336,7 +114,7 @@ class Search:
                 for longer in (True, False):
                     self._drive(known, loop, longer=longer)
 
-    def _drive(self, known: _Known, loop: Site, *, longer: bool) -> None:
+    def _drive(self, known: Known, loop: Site, *, longer: bool) -> None:
         """From one input on, a turn more (or less) at a time, as long as outcomes are missing near the loop."""
         stop = self.runs + _PER_GOAL
         while self.runs < stop and any(site.file == loop.file for site, _ in self.coverage.missing()):
@@ -351,7 +129,7 @@ class Search:
                 if reached is not None and observation is not None:
                     for missing in self.coverage.missing():
                         self._effort(missing, "turns of a loop")
-                    known = _Known(reached, observation, self.follow(reached))
+                    known = Known(reached, observation, self.follow(reached))
                     break
             else:
                 return
@@ -365,7 +143,9 @@ class Search:
         example = self._pool[0]
         path = path_of(self.runner, self.space.model, self.is_users, example.calls)
         tested = {test.site for one in self._pool if one.followed is not None for test in one.followed.tests}
-        tested |= {test.loop for one in self._pool if one.followed is not None for test in one.followed.tests if test.loop}
+        tested |= {
+            test.loop for one in self._pool if one.followed is not None for test in one.followed.tests if test.loop
+        }
         ceiling, self.budget = self.budget or 0, min(self.budget or 0, self.runs + _TELLING)
         for site in self.coverage.sites():
             if site not in tested:
@@ -398,7 +178,7 @@ class Search:
         self.runs += 1
         return tells(self.runner, self.space.model, self.is_users, calls, observation.record, held)
 
-    def _retell(self, site: Site, outcome: Any, example: _Known, held: dict[Site, list[Any]]) -> None:
+    def _retell(self, site: Site, outcome: Any, example: Known, held: dict[Site, list[Any]]) -> None:
         """Flip the decision from an ordinary input, or try others that take the outcome, until one tells."""
         generator = torch.Generator().manual_seed(self.seed + 2)
         for calls in self._others(site, outcome, example, generator):
@@ -410,12 +190,10 @@ class Search:
                 self.found.append(Found(calls, [(site, outcome)], label, observation.taken))
                 return
 
-    def _others(
-        self, site: Site, outcome: Any, example: _Known, generator: torch.Generator
-    ) -> Iterator[Calls]:
+    def _others(self, site: Site, outcome: Any, example: Known, generator: torch.Generator) -> Iterator[Calls]:
         for known in [one for one in self._pool if one.followed is not None][:_BASES]:
             for goal in _goals(site, outcome, known.followed):  # type: ignore[arg-type]
-                if goal.instances(known.followed) and self._left() >= _FOLLOW:  # type: ignore[arg-type]
+                if goal.instances(known.followed) and self._left() >= FOLLOW:  # type: ignore[arg-type]
                     reached = flip(self, self.space, goal, known.calls, known.followed)
                     if reached is not None:
                         yield reached
@@ -478,13 +256,6 @@ class Search:
         handlers = {m.enters for c in self._codes() if (p := plan_of(c)) for m in p.marks.values() if m.enters}
         return min(2, len(handlers - set(self.coverage.sites())))
 
-    def _codes(self) -> list[types.CodeType]:
-        codes: dict[types.CodeType, None] = {}
-        for known in self._pool:
-            if known.followed is not None:
-                codes |= dict.fromkeys(known.followed.codes)
-        return list(codes)
-
     # --- chance ---------------------------------------------------------------------------------------------------
 
     def _by_chance(self, attempted: set[tuple[Any, ...]]) -> None:
@@ -493,7 +264,7 @@ class Search:
         draws = iter(self.draws)
         for calls in islice(draws, _STARTS) if self.coverage.missing() else ():
             observation = self._observe(calls)
-            if observation is not None and not self._keep(calls, observation) and self._left() >= _FOLLOW:
+            if observation is not None and not self._keep(calls, observation) and self._left() >= FOLLOW:
                 self._learn(calls, observation)
         self._follow_gradients(attempted)
         for missing in self.coverage.missing():
@@ -520,7 +291,7 @@ class Search:
         known, goal = ways[0]
         calls, level = known.calls, _nearest(goal, known.followed)
         for _ in range(_GENERATIONS):
-            if self._left() < _FOLLOW or missing not in self.coverage.missing():
+            if self._left() < FOLLOW or missing not in self.coverage.missing():
                 return
             changed = mutated(self.space, calls, generator)
             followed = self.follow(changed) if changed is not None else None

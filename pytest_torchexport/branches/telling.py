@@ -6,7 +6,6 @@ would agree. Such an input reaches an outcome, but it is no test of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,9 @@ from pytest_torchexport.branches.replay import CannotHold, Path, Replay
 from pytest_torchexport.subject import containers
 
 if TYPE_CHECKING:
-    from pytest_torchexport.branches.follow import Runner
+    from collections.abc import Callable
+
+    from pytest_torchexport.branches.followed import Runner
     from pytest_torchexport.branches.sites import Site
     from pytest_torchexport.subject.call import Call
     from pytest_torchexport.subject.run import Record
