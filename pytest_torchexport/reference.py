@@ -168,7 +168,7 @@ def _search(plan: Plan, snapshot: Snapshot, reference: Reference) -> Search | No
         budget=plan.search_budget if plan.branches == "search" else 0,
         seed=plan.seed,
         state=snapshot.live(),
-        accepts=functools.partial(accepts, plan),
+        accepts=functools.partial(_may_be_tried, plan),
         draws=draw.generate(
             plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed + 1, calls=plan.calls
         ),
@@ -305,6 +305,14 @@ def accepts(plan: Plan, calls: Iterable[Call]) -> bool:
         UsageError: `assume` raises.
     """
     return plan.assume is None or all(_assumed(plan.assume, call.clone()) for call in calls)
+
+
+def _may_be_tried(plan: Plan, calls: Iterable[Call]) -> bool:
+    """`accepts` for the search, which tries what nobody drew: `assume` need not be made for all of that."""
+    try:
+        return accepts(plan, calls)
+    except UsageError:
+        return False
 
 
 def _assumed(assume: Callable[..., bool], mine: Call) -> bool:
