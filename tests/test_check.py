@@ -250,6 +250,14 @@ class TestReference:
         assert "all" in outcome.message
         assert "assume" in outcome.message
 
+    def test_assume_that_raises_on_what_the_search_tries_rules_it_out(self) -> None:
+        class Weighted(nn.Module):
+            def forward(self, x: torch.Tensor, weight: Any = None) -> torch.Tensor:
+                return x if weight is None else x * weight
+
+        outcome = check(Weighted(), (X, X), backend="trace", assume=lambda _, weight: bool(weight.sum() > -100))
+        assert outcome.verdict is Verdict.EQUIVALENT
+
     def test_a_model_that_takes_forces_from_an_energy(self) -> None:
         class Forces(nn.Module):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
