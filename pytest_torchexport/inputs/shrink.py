@@ -261,6 +261,8 @@ class _Leaf:
 
     def puts(self, values: torch.Tensor) -> bool:
         """Whether the input still fails with these values, which then stay."""
+        if self.failing.left <= 0:
+            return False
         call = self.failing.calls[self.position]
         return self.failing.takes_at(
             self.position, self.failing.space.with_values(call, {self.path: values}, call.label)

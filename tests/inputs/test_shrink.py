@@ -314,3 +314,18 @@ def test_rounding_keeps_what_is_not_finite() -> None:
     values = torch.tensor([0.0, 123.456, -0.0012345, float("inf"), float("nan")])
     wanted = torch.tensor([0.0, 120.0, -0.0012, float("inf"), float("nan")], dtype=torch.float64)
     torch.testing.assert_close(rounded(values, 2), wanted, equal_nan=True)
+
+
+def test_nothing_is_tried_beyond_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large input has as many elements to be put back as it likes."""
+    made = []
+    before = Space.with_values
+
+    def counted(self: Space, call: Call, *args: Any) -> Call:
+        made.append(call)
+        return before(self, call, *args)
+
+    monkeypatch.setattr(Space, "with_values", counted)
+    large = noise(100, 100)
+    shrunk(found(noise(100, 100, seed=4)), found(large), lambda x, **_: x.equal(large), budget=8)
+    assert len(made) < 100
