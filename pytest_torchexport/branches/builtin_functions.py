@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,23 +19,23 @@ if TYPE_CHECKING:
     from pytest_torchexport.branches.margins import MarginMode
 
 
-class Builtins:
-    """`float`, `len`, `any`, `range`, `math.sqrt` and their like."""
+class Builtins(ABC):
+    """`float`, `len`, `any`, `range`, `math.sqrt` and their like; the part of the instruments that calls them."""
 
     mode: MarginMode
     _ranges: dict[int, tuple[range, Any]]
 
+    @abstractmethod
     def _judge(self, value: Any) -> tuple[bool, torch.Tensor | None, bool, bool]:
         """Truth, margin, whether it depends on sizes alone, whether it depends on the input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _length_of(self, value: Any) -> TrackedInt | None:
-        """The length of a collection that tests decided."""
-        raise NotImplementedError
+        """The length of a collection that tests decided; None of any other value."""
 
-    def _taken(self, how: str, tensor: torch.Tensor | None, made: Any) -> Any:
-        """A number was taken out of a tensor by the call that is on."""
-        raise NotImplementedError
+    @abstractmethod
+    def _taken(self, made: Any) -> Any:
+        """Note a number that the call which is on takes out of a tensor; it is returned."""
 
     def cast(self, function: Any, value: Any, *rest: Any) -> Any:
         """`float(value)`, `int(value)`, `bool(value)`."""
@@ -50,25 +51,24 @@ class Builtins:
             return function(value)
         if function is bool:
             return TrackedBool(bool(tracked.plain(value)), tracked.margin_of(value), size=tracked.is_size(value))
-        made = tracked.through(
-            function(tracked.plain(value)), _SAME if function is float else tracked.rounded["trunc"], value
-        )
+        torchs = _as_it_is if function is float else tracked.ROUNDED["trunc"]
+        made = tracked.through(function(tracked.plain(value)), torchs, value)
         origin = value.origin
         made.origin = Origin(made.origin.real, origin.count, origin.choice, size=origin.size)
         return made
 
     def _taken_from(self, function: Any, tensor: torch.Tensor) -> Any:
+        """The element of a tensor that is given to `function`; what `bool` takes is a condition, and no number."""
         with torch._C.DisableTorchFunction():
             value = tensor.detach().item()
-        made = self.mode._number(tensor, value)
-        if function is not bool:
-            return self._taken("cast", tensor, made)
-        return made
+        made = self.mode.number(tensor, value)
+        return made if function is bool else self._taken(made)
 
     def length(self, function: Any, value: Any) -> Any:
         """`len(value)`; of a tensor it is a size."""
         if isinstance(value, torch.Tensor):
-            return value.__len__()
+            own: Callable[[], Any] = value.__len__
+            return own()  # `len` would make a plain number of it
         length = self._length_of(value)
         return function(value) if length is None else length
 
@@ -119,13 +119,14 @@ class Builtins:
         return tracked.through(value, _MATH[function], *values)
 
 
-_SAME: Callable[[torch.Tensor], torch.Tensor] = lambda value: value * 1.0  # noqa: E731
+def _as_it_is(value: torch.Tensor) -> torch.Tensor:
+    return value * 1.0
 
 
 _MATH: dict[Any, Callable[..., torch.Tensor]] = {
     **{getattr(math, n): getattr(torch, n) for n in ("sqrt", "exp", "sin", "cos", "tan", "tanh", "log2", "log10")},
     **{getattr(math, n): getattr(torch, n) for n in ("log1p", "expm1", "atan", "asin", "acos", "sinh", "cosh")},
-    **{getattr(math, n): tracked.rounded[n] for n in ("floor", "ceil", "trunc")},
+    **{getattr(math, n): tracked.ROUNDED[n] for n in ("floor", "ceil", "trunc")},
     math.log: lambda x, base=None: torch.log(x) if base is None else torch.log(x) / torch.log(base),
     math.fabs: torch.abs,
     math.pow: torch.pow,
@@ -135,6 +136,7 @@ _MATH: dict[Any, Callable[..., torch.Tensor]] = {
     math.erf: torch.erf,
     math.copysign: torch.copysign,
 }
+"""Functions of `math`, with those of torch that have a gradient."""
 
 
 SPECIAL: dict[Any, Callable[..., Any]] = {
@@ -145,3 +147,4 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((any, all), Builtins.quantify),
     **dict.fromkeys((*_MATH, math.isnan, math.isinf, math.isfinite), Builtins.calculate),
 }
+"""Built-in functions, with the methods that are called in their place."""

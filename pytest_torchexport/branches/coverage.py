@@ -78,6 +78,7 @@ class Coverage:
         return new
 
     def _others(self, site: Site, what: Any, history: list[tuple[Any, str, str]]) -> list[Any]:
+        """The outcomes in `what` that are in none of the history."""
         if site.kind not in (Kind.CONDITION, Kind.EXCEPTION):
             return [OTHER]
         return sorted(set(what).difference(*(before for before, _, _ in history)))
@@ -85,10 +86,9 @@ class Coverage:
     def label(self, new: list[tuple[Site, Any]]) -> str:
         """What an input is for: the first outcome that it took."""
         site, outcome = new[0]
-        source = source_of(site.file)
-        text = source.text(site) if source is not None else ""
+        text = text_of(site)
         short = text if len(text) <= 60 else text[:59] + "…"
-        went = {OTHER: "another number"}.get(outcome, str(outcome).lower()) if isinstance(outcome, (bool, str)) else ""
+        went = "another number" if outcome == OTHER else str(outcome).lower()
         return f"`{short}` {went} (line {site.line})"
 
     def depends(self, sites: Iterable[Site]) -> list[tuple[Site, Any]]:
@@ -146,7 +146,7 @@ class Coverage:
         return not _same(site, taken, self._known[site].example)
 
     def missing(self) -> list[tuple[Site, Any]]:
-        """The outcomes that no input took yet, in the order in which their decisions were met; none that is excluded."""
+        """The outcomes that no input took yet, in the order in which their decisions were met, without excluded ones."""
         return [
             (site, outcome)
             for site, known in self._known.items()
@@ -161,14 +161,12 @@ class Coverage:
         self._known[site].tried[outcome] = text
 
     def report(self, mode: str, runs: int) -> BranchCoverage:
-        """What is known, for the outcome; numbers and loops within a condition are part of that."""
+        """What is known, for the outcome of the check; a number within a condition is part of that."""
         conditions = [site for site in self._known if site.kind is Kind.CONDITION]
         shown = [
             site
             for site in sorted(self._known)
-            if site.kind not in (Kind.NUMBER, Kind.LOOP)
-            or not any(_within(site, other) for other in conditions)
-            or site.kind is Kind.LOOP
+            if site.kind is not Kind.NUMBER or not any(_within(site, other) for other in conditions)
         ]
         return BranchCoverage(mode, tuple(self._decision(site) for site in shown), runs)
 
@@ -197,8 +195,10 @@ class Coverage:
 
 
 def _same(site: Site, one: Any, other: Any) -> bool:
-    """Whether two inputs took the same. Of counts and values it matters which there were, not how often or in which order:
-    a longer sequence of calls comes to the same places more often.
+    """Whether two inputs took the same.
+
+    Of counts and values it matters which there were, not how often or in which order: a longer sequence of calls comes
+    to the same places more often.
     """
     return set(one) == set(other) if site.kind in (Kind.LOOP, Kind.NUMBER) else bool(one == other)
 
@@ -242,5 +242,5 @@ def location_of(site: Site) -> Location:
 
 
 def different(one: Taken, other: Mapping[Site, Any]) -> list[Site]:
-    """The decisions that two runs took differently, by position; those that only one came to are left out."""
+    """The decisions that two runs took differently, in order of position; those that only one came to are left out."""
     return sorted(site for site in one.keys() & other.keys() if not _same(site, one[site], other[site]))

@@ -80,6 +80,7 @@ class Followed:
         record: what the run gave.
         loops: iterables of `for` loops that depend on the input.
         codes: code of the user's functions.
+        table_gradients: what the last gradient that was asked for is with respect to the tables' outputs.
     """
 
     tests: list[Test] = field(default_factory=list)
@@ -90,6 +91,7 @@ class Followed:
     loops: list[Site] = field(default_factory=list)
     codes: list[types.CodeType] = field(default_factory=list)
     record: Record | None = None
+    table_gradients: list[tuple[Lookup, torch.Tensor]] = field(default_factory=list)
 
     def test(self, site: Site, nth: int = 0) -> Test | None:
         """The n-th decision at the site."""
@@ -103,7 +105,9 @@ class Followed:
         tables = [lookup.output for lookup in self.lookups]
         wanted = [*self.leaves.values(), *tables]
         try:
-            found = torch.autograd.grad(of, wanted, retain_graph=True, allow_unused=True)
+            found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+                of, wanted, retain_graph=True, allow_unused=True
+            )
         except RuntimeError:  # a step without a derivative
             return {}
         grads = {key: g for key, g in zip(self.leaves, found, strict=False) if g is not None}
@@ -111,5 +115,3 @@ class Followed:
             (lookup, g) for lookup, g in zip(self.lookups, found[len(self.leaves) :], strict=True) if g is not None
         ]
         return grads
-
-    table_gradients: list[tuple[Lookup, torch.Tensor]] = field(default_factory=list)

@@ -66,6 +66,10 @@ def margin(name: str, difference: torch.Tensor) -> torch.Tensor:
     return away(difference) if name == "ne" else -away(difference)
 
 
+MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
+"""Of each comparison the one that says the same of the sides exchanged."""
+
+
 def at_least(margins: torch.Tensor, k: int) -> torch.Tensor | None:
     """The margin of "at least k of these hold", along the last axis; None if that is always so, or never.
 

@@ -1,7 +1,7 @@
 """What source alone tells of decisions: which follow from others, and which outcomes only lead out of the domain.
 
-Standard library only. A counter that a data-dependent loop moves, or a flag that is set in one branch, carries no tensor
-with it; whatever is compared with it depends on the input all the same.
+Standard library only. A counter that a data-dependent loop moves, or a flag that is set in one branch, carries no
+tensor with it; whatever is compared with it depends on the input all the same.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import ast
 import weakref
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.branches.sites import Site, Source, decisions_of, leaves_of
+from pytest_torchexport.branches.sites import FunctionNode, Site, Source, decisions_of, leaves_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-
-def implied(source: Source, function: _Function, known: Collection[Site], names: Iterable[str] = ()) -> set[Site]:
+def implied(source: Source, function: FunctionNode, known: Collection[Site], names: Iterable[str] = ()) -> set[Site]:
     """The conditions of a function that depend on the input because other decisions, or given arguments, do.
 
     Args:
@@ -36,6 +34,8 @@ def implied(source: Source, function: _Function, known: Collection[Site], names:
 
 
 class _Reader:
+    """Reads the statements of a function; `sites`, `names` and `collections` are those known to depend on the input."""
+
     def __init__(self, source: Source, sites: set[Site], names: set[str]) -> None:
         self._source = source
         self.sites, self.names = sites, names
@@ -45,7 +45,7 @@ class _Reader:
         """Follow statements in order; `controlled` where another decision decides whether they run."""
         for statement in body:
             depends = self._conditions(statement)
-            if isinstance(statement, _Function | ast.ClassDef):
+            if isinstance(statement, FunctionNode | ast.ClassDef):
                 continue
             self._assignments(statement, controlled=controlled)
             if isinstance(statement, ast.Match):
@@ -99,7 +99,7 @@ class _Reader:
 def _own(statement: ast.stmt) -> Iterator[ast.AST]:
     """The statement and its expressions, not the statements in it."""
     yield statement
-    stack = [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.expr)]
+    stack: list[ast.AST] = [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.expr)]
     while stack:
         node = stack.pop()
         yield node
@@ -119,7 +119,7 @@ def _patterns(pattern: ast.pattern) -> Iterator[ast.pattern]:
 
 
 def _is_plain(value: ast.expr) -> bool:
-    """Whether an expression is made of constants and names alone: no call, so that it is no tensor that is made here."""
+    """Whether an expression is made of constants and names alone, without a call that could make a tensor."""
     allowed = (ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.operator, ast.unaryop)
     return all(isinstance(node, (*allowed, ast.cmpop, ast.boolop, ast.expr_context)) for node in ast.walk(value))
 
@@ -127,10 +127,8 @@ def _is_plain(value: ast.expr) -> bool:
 def _reads(leaf: ast.expr, names: Collection[str]) -> bool:
     """Whether a condition is about one of the names itself, not about an attribute or element of it."""
     operands = [leaf.left, *leaf.comparators] if isinstance(leaf, ast.Compare) else [leaf]
-    held: list[ast.expr] = []
-    for operand in operands:
-        held += [n for n in ast.walk(operand) if isinstance(n, ast.Name)] if _is_plain(operand) else []
-    return any(isinstance(name, ast.Name) and name.id in names for name in held)
+    parts = (node for operand in operands if _is_plain(operand) for node in ast.walk(operand))
+    return any(isinstance(node, ast.Name) and node.id in names for node in parts)
 
 
 _GROWS = frozenset(("append", "extend", "add", "update", "insert", "pop", "remove", "discard", "clear", "setdefault"))
@@ -161,22 +159,18 @@ def _leading_out(source: Source) -> set[tuple[Site, bool]]:
     found: set[tuple[Site, bool]] = set()
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Assert):
-            found |= {(site, False) for site in _deciding(source, node.test, truth=False)}
+            found.update(one for one in _forcing(source, node.test, truth=False) if one[1] is False)
         elif isinstance(node, ast.If):
             if _raises(node.body):
-                found |= {(site, outcome) for site, outcome in _forcing(source, node.test, truth=True)}
+                found.update(_forcing(source, node.test, truth=True))
             if node.orelse and _raises(node.orelse):
-                found |= {(site, outcome) for site, outcome in _forcing(source, node.test, truth=False)}
+                found.update(_forcing(source, node.test, truth=False))
         elif isinstance(node, ast.Match):
             last = node.cases[-1]
             if len(node.cases) > 1 and _is_wildcard(last) and _raises(last.body):
                 patterns = list(_patterns(node.cases[-2].pattern))
                 found |= {(source.condition(pattern), False) for pattern in patterns[-1:]}
     return found
-
-
-def _deciding(source: Source, test: ast.expr, *, truth: bool) -> set[Site]:
-    return {site for site, outcome in _forcing(source, test, truth=truth) if outcome is truth}
 
 
 def _forcing(source: Source, test: ast.expr, *, truth: bool) -> Iterator[tuple[Site, bool]]:

@@ -1,17 +1,20 @@
 """A twin of a user's function: compiled from the same source, with every condition, call and loop told to a runtime.
 
-Standard library only. A twin has the same signature, free variables and positions as the original, so that it can take the
-place of a function's `__code__` for as long as one instrumented run lasts.
+Standard library only. A twin has the same signature, free variables and positions as the original, so that it can take
+the place of a function's `__code__` for as long as one instrumented run lasts.
 """
 
 from __future__ import annotations
 
 import ast
 import types
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pytest_torchexport.branches.definitions import find
 from pytest_torchexport.branches.sites import Site, Source, source_of
+
+_Node = TypeVar("_Node", bound=ast.AST)
+_Loop = TypeVar("_Loop", ast.For, ast.While)
 
 _MARK = "\0runtime of the instrumented run"
 """Stands for the runtime in the source of a twin: the compiler takes no other constants than its own."""
@@ -193,11 +196,17 @@ class _Instrument(ast.NodeTransformer):
         assert isinstance(made, ast.stmt)
         return made
 
+    def _value(self, node: ast.expr) -> ast.expr:
+        made = self.visit(node)
+        assert isinstance(made, ast.expr)
+        return made
+
     def _told(self, method: str, at: ast.AST, *arguments: ast.expr) -> ast.Call:
         runtime = ast.Attribute(ast.Constant(_MARK), method, ast.Load())
         return self._placed(ast.Call(runtime, list(arguments), []), at)
 
-    def _placed(self, made: Any, at: Any) -> Any:
+    def _placed(self, made: _Node, at: ast.AST) -> _Node:
+        """What was made, at the position of what it stands for."""
         for node in ast.walk(made):
             if not hasattr(node, "lineno") and isinstance(node, (ast.expr, ast.stmt)):
                 ast.copy_location(node, at)
@@ -224,7 +233,9 @@ class _Instrument(ast.NodeTransformer):
     def visit_If(self, node: ast.If) -> ast.AST:
         loop = self._loops[-1] if self._loops and _escapes([*node.body, *node.orelse]) else None
         node.test = self._condition(node.test, loop)
-        return self._bodies(node)
+        node.body = [self._one(statement) for statement in node.body]
+        node.orelse = [self._one(statement) for statement in node.orelse]
+        return node
 
     def visit_While(self, node: ast.While) -> ast.AST:
         loop = self._source.loop(node.test)
@@ -255,8 +266,8 @@ class _Instrument(ast.NodeTransformer):
 
     def _comprehension(self, node: Any) -> ast.AST:
         filtered = any(generator.ifs for generator in node.generators)
-        made = self.generic_visit(node)
-        return self._told("collected", node, self._told("begun", node), made) if filtered else made  # type: ignore[arg-type]
+        made: Any = self.generic_visit(node)
+        return self._told("collected", node, self._told("begun", node), made) if filtered else made
 
     def visit_For(self, node: ast.For) -> ast.AST:
         loop = self._source.loop(node.iter)
@@ -268,15 +279,10 @@ class _Instrument(ast.NodeTransformer):
         site = self._number(self._source.loop(iterable))
         return self._told("iterate", iterable, site, self.visit(iterable))
 
-    def _looped(self, node: Any, loop: Site) -> Any:
+    def _looped(self, node: _Loop, loop: Site) -> _Loop:
         self._loops.append(loop)
         node.body = [self._one(statement) for statement in node.body]
         self._loops.pop()
-        node.orelse = [self._one(statement) for statement in node.orelse]
-        return node
-
-    def _bodies(self, node: Any) -> Any:
-        node.body = [self._one(statement) for statement in node.body]
         node.orelse = [self._one(statement) for statement in node.orelse]
         return node
 
@@ -301,7 +307,7 @@ class _Instrument(ast.NodeTransformer):
                 return self._told("negate", operand, self._deciding(inner))
             site = self._number(self._source.condition(inner))
             return self._told("negate", operand, self._told("noted", inner, site, self.visit(inner)))
-        return self.visit(operand)  # type: ignore[no-any-return]
+        return self._value(operand)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         operand = self.visit(node.operand)
@@ -387,10 +393,11 @@ class _Instrument(ast.NodeTransformer):
         return self._placed(always, node)
 
     def _case(self, case: ast.match_case, subject: str, otherwise: list[ast.stmt]) -> list[ast.stmt]:
-        pattern, bound = case.pattern, None
+        pattern: ast.pattern | None = case.pattern
+        bound: str | None = None
         body = [self._one(statement) for statement in case.body]
         if isinstance(pattern, ast.MatchAs):
-            bound, pattern = pattern.name, pattern.pattern  # type: ignore[assignment]
+            bound, pattern = pattern.name, pattern.pattern
         if bound is not None:
             held = ast.Assign([ast.Name(bound, ast.Store())], ast.Name(subject, ast.Load()))
             body.insert(0, self._placed(held, case.pattern))

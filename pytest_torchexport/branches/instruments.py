@@ -56,6 +56,7 @@ class Instruments(Builtins):
     # --- the program --------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model once."""
         call = self._with_leaves(Call(args, kwargs))
         self._calls += 1
         with self._twins, torch.inference_mode(mode=False):
@@ -85,6 +86,7 @@ class Instruments(Builtins):
         return rebind(self._space.model, call, named, call.kind, call.label)
 
     def _leaf(self, key: tuple[int, str], held: Any, value: torch.Tensor) -> Any:
+        """What the model is given in the place of a number or tensor, the leaf noted by its key."""
         with torch.enable_grad():
             if not isinstance(held, torch.Tensor):
                 leaf = torch.tensor(float(value), dtype=torch.float64, requires_grad=True)
@@ -110,9 +112,8 @@ class Instruments(Builtins):
 
     # --- numbers ------------------------------------------------------------------------------------------------
 
-    def _taken(self, how: str, tensor: torch.Tensor | None, made: Any) -> Any:
-        """A number was taken out of a tensor by the call that is on."""
-        del how, tensor
+    def _taken(self, made: Any) -> Any:
+        """Note a number that the call which is on takes out of a tensor; it is returned."""
         index = self._within[-1] if self._within else -1
         if index < 0:
             return made
@@ -156,7 +157,7 @@ class Instruments(Builtins):
         return bool(value), None, False, False
 
     def _length_of(self, value: Any) -> TrackedInt | None:
-        """The length of a collection that tests decided."""
+        """The length of a collection that tests decided; None of any other value."""
         held = self._collections.get(id(value))
         return TrackedInt(len(value), held[1]) if held is not None and held[0] is value else None
 
@@ -300,7 +301,8 @@ class Instruments(Builtins):
                 if isinstance(made, set | frozenset) and any(map(tracked.is_tracked, made)):
                     self._collections[id(made)] = (made, Origin())  # how many differ depends on the numbers
                 return made
-            made = function(*_plainly(args), **{key: _plain_bool(value) for key, value in kwargs.items()})
+            plain = {key: tracked.without_bools(value) for key, value in kwargs.items()}
+            made = function(*map(tracked.without_bools, args), **plain)
             if not isinstance(made, int | float | str | None):
                 self._spread(args, kwargs, made)
             # What a library makes of a number depends on the input as the number does.
@@ -320,7 +322,7 @@ class Instruments(Builtins):
         return self._dependent(made) if len(self._followed.tests) > before else made
 
     def _spread(self, args: Any, kwargs: Any, made: Any) -> None:
-        """Tensors from code that is not seen (a scripted module, vmap) depend on the input if what it was given does."""
+        """Tensors from code that is not seen (a scripted module, vmap) depend on the input if what it is given does."""
         outputs = [one for one in (made if isinstance(made, list | tuple) else [made]) if isinstance(one, torch.Tensor)]
         unknown = [one for one in outputs if self.mode.info(one) is None]
         given = (*args, *kwargs.values())
@@ -391,18 +393,6 @@ def _keeps(function: Any) -> bool:
 
 
 _CONTAINERS = (list, tuple, set, frozenset, dict, enumerate, zip, reversed, map, filter, abs, round, divmod, pow)
-
-
-def _plain_bool(value: Any) -> Any:
-    if isinstance(value, TrackedBool):
-        return value.value
-    if type(value) in (list, tuple) and any(isinstance(one, TrackedBool) for one in value):
-        return type(value)(_plain_bool(one) for one in value)
-    return value
-
-
-def _plainly(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(_plain_bool(arg) for arg in args)
 
 
 def _negative(margin: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,9 +1,7 @@
-"""What torch's functions do to conditions: which tensors depend on the input, and the margins of boolean ones.
+"""Follows torch's functions in an instrumented run, and what leaves the tensors as a number of Python's.
 
-A boolean tensor has a margin for each element, positive where it is true, with a gradient to the input. Integer tensors
-have a float64 *mirror* of the same value and shape that autograd can follow. Both are kept beside the tensors while an
-instrumented run lasts, and the run goes on with gradients where the user's code switched them off (`detach`, `no_grad`):
-they are wanted for the search, not for training.
+The knowledge of tensors is kept beside them while the run lasts, and the run goes on with gradients where the user's
+code switched them off (`detach`, `no_grad`): they are wanted for the search, not for training.
 """
 
 from __future__ import annotations
@@ -37,8 +35,8 @@ class Lookup:
     output: torch.Tensor
 
 
-Note = Callable[[str, torch.Tensor | None, Any], Any]
-"""Told of each number that is taken out of a tensor: how, from which, what; returns what the code gets."""
+Note = Callable[[Any], Any]
+"""Told of each number that is taken out of a tensor; returns what the code gets."""
 
 
 class MarginMode(Knowledge, TorchFunctionMode):
@@ -84,7 +82,7 @@ class MarginMode(Knowledge, TorchFunctionMode):
             return args[0]
         if name in ("numpy", "array"):
             return func(args[0].detach(), *args[1:], **kwargs).view(Array)
-        args, kwargs = _without_bools(args), {k: _without_bool(v) for k, v in kwargs.items()}
+        args, kwargs = tuple(map(tracked.without_bools, args)), {k: tracked.without_bools(v) for k, v in kwargs.items()}
         target = _written(func, name, args, kwargs)
         if target is not None and id(target) in self.state:
             with torch.no_grad():
@@ -113,10 +111,9 @@ class MarginMode(Knowledge, TorchFunctionMode):
             return value  # a jump outside of the user's instrumented code: C code, or torch's own
         if name == "tolist":
             return self._list(tensor, value)
-        made = self._number(tensor, value)
-        return self.note(name, tensor, made)
+        return self.note(self.number(tensor, value))
 
-    def _number(self, tensor: torch.Tensor, value: Any) -> Any:
+    def number(self, tensor: torch.Tensor, value: Any) -> Any:
         """A Python number from a tensor of one element, tracked."""
         info = self.info(tensor) or Info()
         if isinstance(value, bool):
@@ -136,10 +133,10 @@ class MarginMode(Knowledge, TorchFunctionMode):
             return value
         with torch.enable_grad():
             parts = [self._row(tensor, index) for index in np.ndindex(*tensor.shape)]
-        made = iter([self._number(part, part.item()) for part in parts])
+        made = iter([self.number(part, part.item()) for part in parts])
 
         def fill(nested: Any) -> Any:
-            return [fill(one) for one in nested] if isinstance(nested, list) else self.note("tolist", None, next(made))
+            return [fill(one) for one in nested] if isinstance(nested, list) else self.note(next(made))
 
         return fill(value)
 
@@ -189,12 +186,13 @@ class MarginMode(Knowledge, TorchFunctionMode):
                 margin = self._decided(name, args, kwargs)
             return TrackedBool(out, margin)
         if isinstance(out, torch.Tensor):
-            return self._described(name, func, args, kwargs, out)
+            return self._described(name, args, kwargs, out)
         if isinstance(out, (tuple, list)) and any(isinstance(o, torch.Tensor) for o in out):
             return self._parts(name, func, args, kwargs, out)
         return out
 
-    def _described(self, name: str, func: Any, args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
+    def _described(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
+        """The same for an output that is a single tensor."""
         if out.requires_grad and (out.is_floating_point() or out.is_complex()):
             if name in STEPS and args and isinstance(args[0], torch.Tensor):
                 with torch.enable_grad():
@@ -231,16 +229,14 @@ class MarginMode(Knowledge, TorchFunctionMode):
         return out
 
     def _parts(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-        """Results of several tensors: values and indices of `max`, the parts of `split`."""
+        """The same for results of several tensors: values and indices of `max`, the parts of `split`."""
         with torch.enable_grad():
             try:
                 mirrored = self._mirrored_call(name, func, args, kwargs) if name in REARRANGES else None
             except (RuntimeError, TypeError, ValueError, IndexError):
                 mirrored = None
-        made = []
         for index, part in enumerate(out):
             if not isinstance(part, torch.Tensor):
-                made.append(part)
                 continue
             info = Info()
             if name in ("nonzero", "where") and isinstance(args[0], torch.Tensor):
@@ -253,8 +249,6 @@ class MarginMode(Knowledge, TorchFunctionMode):
             elif index == 0 and name in ("max", "min", "median", "sort", "topk") and not part.requires_grad:
                 info = self._first_mirrored(name, func, args, kwargs, part)
             self.know(part, replace(info, varies=True) if self._varies(name, args) else info)
-            made.append(part)
-        del made
         return out
 
 
@@ -330,15 +324,3 @@ def _cut_off(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach() if value.requires_grad else value
     return type(value)(_cut_off(one) for one in value) if type(value) in (list, tuple) else value
-
-
-def _without_bool(value: Any) -> Any:
-    if isinstance(value, TrackedBool):
-        return value.value
-    if type(value) in (list, tuple) and any(isinstance(one, TrackedBool) for one in value):
-        return type(value)(_without_bool(one) for one in value)
-    return value
-
-
-def _without_bools(args: Any) -> Any:
-    return tuple(_without_bool(arg) for arg in args)

@@ -16,6 +16,7 @@ from pytest_torchexport.branches.sites import Kind, Site, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import TracebackType
 
     from pytest_torchexport.subject.run import Record
 
@@ -24,7 +25,7 @@ Taken = dict[Site, Any]
 
 
 class Endless(BaseException):
-    """A run that takes far longer than the example did: its loop may never end. No `Exception`, which code may catch."""
+    """A run takes far longer than the example did: its loop may never end. No `Exception`, which the code may catch."""
 
 
 _ELEMENTS = 20_000
@@ -59,14 +60,16 @@ class Observing(AbstractContextManager["Observing"]):
 
     def __enter__(self) -> Self:
         self._mode = _NumberMode(self.is_users, self.limit - self.functions)
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch gives no types
         self._observer = Observer(self.is_users)
         self._observer.__enter__()
         return self
 
-    def __exit__(self, *details: object) -> None:
-        self._observer.__exit__(*details)
-        self._mode.__exit__(*details)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._observer.__exit__(kind, error, traceback)
+        self._mode.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]  # torch gives no types
         self.functions += self._mode.functions
         self.work += self._mode.functions + self._mode.elements / _ELEMENTS
         self.decides |= self._observer.decides

@@ -81,7 +81,7 @@ def _shortest(numbers: Mapping[Key, Numbers], wishes: Sequence[Wish]) -> dict[Ke
 
 
 def _limited(rows: Sequence[Mapping[Key, torch.Tensor]], changes: Sequence[float]) -> dict[Key, torch.Tensor] | None:
-    """The shortest direction that changes the first margin as wished, and none of the others by less than is allowed."""
+    """The shortest direction that changes the first margin as wished, and the others by no less than is allowed."""
     active = [0]
     while True:
         direction = _solve([rows[i] for i in active], [changes[i] for i in active])

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from pytest_torchexport.branches.formulas import Count, Origin, Real, away, chosen, counted, exceeds, margin
+from pytest_torchexport.branches.formulas import (
+    MIRRORED,
+    Count,
+    Origin,
+    Real,
+    away,
+    chosen,
+    counted,
+    exceeds,
+    margin,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,10 +33,13 @@ class _Number:
     """What tracked numbers have in common; mixed into `int` and `float`."""
 
     origin: Origin
+    _base: ClassVar[Any]
+    """`int` or `float`."""
 
     @property
     def plain(self) -> Any:
-        raise NotImplementedError  # pragma: no cover - each subclass has it
+        """The number alone."""
+        return self._base.__pos__(self)  # of a subclass it returns the plain number, -0.0 and NaN included
 
     def __reduce__(self) -> Any:
         return type(self.plain), (self.plain,)
@@ -50,29 +63,25 @@ class _Number:
 class TrackedInt(_Number, int):
     """An int that remembers where it comes from."""
 
+    _base = int
+
     def __new__(cls, value: int, origin: Origin) -> Self:
+        """The number, and where it comes from."""
         made = int.__new__(cls, value)
         made.origin = origin
         return made
-
-    @property
-    def plain(self) -> int:
-        """The number alone."""
-        return int.__add__(self, 0)
 
 
 class TrackedFloat(_Number, float):
     """A float that remembers where it comes from."""
 
+    _base = float
+
     def __new__(cls, value: float, origin: Origin) -> Self:
+        """The number, and where it comes from."""
         made = float.__new__(cls, value)
         made.origin = origin
         return made
-
-    @property
-    def plain(self) -> float:
-        """The number alone."""
-        return float.__add__(self, 0.0) if not math.isnan(self) else math.nan
 
 
 class TrackedBool:
@@ -149,6 +158,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, TrackedBool):
         return value.value
     return value.plain if isinstance(value, _Number) else value
+
+
+def without_bools(value: Any) -> Any:
+    """The value, or list or tuple of values, with Python's own truth values: libraries know no others."""
+    if isinstance(value, TrackedBool):
+        return value.value
+    if type(value) in (list, tuple) and any(isinstance(one, TrackedBool) for one in value):
+        return type(value)(without_bools(one) for one in value)
+    return value
 
 
 def is_tracked(value: object) -> bool:
@@ -254,7 +272,8 @@ def _identity(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-rounded = {name: straight(getattr(torch, name), _identity) for name in ("round", "floor", "ceil", "trunc")}
+ROUNDED = {name: straight(getattr(torch, name), _identity) for name in ("round", "floor", "ceil", "trunc")}
+"""Functions that round, with the slope of their argument."""
 
 _BINARY: dict[str, Callable[..., torch.Tensor]] = {
     "add": torch.add,
@@ -318,21 +337,16 @@ def compare(name: str, one: Any, two: Any) -> Any:
     return TrackedBool(value, _compared(name, one, two), size=is_size(one, two))
 
 
-_MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
-
-
 def _compared(name: str, one: Any, two: Any) -> torch.Tensor | None:
     if not isinstance(one, _Number):
-        return _compared(_MIRRORED[name], two, one) if isinstance(two, _Number) else None
+        return _compared(MIRRORED[name], two, one) if isinstance(two, _Number) else None
     with torch.enable_grad():
         if not is_tracked(two):
             special = _counted(name, one.origin, float(two))
             if special is not None:
                 return special
-        a, b = real_of(one), real_of(two)
-        if a is None or b is None or not (isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor)):
-            return None
-        return margin(name, a - b)
+        a, b = one.origin.real, real_of(two)
+        return None if a is None or b is None else margin(name, a - b)
 
 
 def _counted(name: str, origin: Origin, limit: float) -> torch.Tensor | None:
@@ -362,9 +376,9 @@ _UNARY: dict[str, tuple[Callable[[Any], Any], Callable[..., torch.Tensor]]] = {
     "neg": (operator.neg, torch.neg),
     "pos": (operator.pos, _identity),
     "abs": (abs, torch.abs),
-    "floor": (math.floor, rounded["floor"]),
-    "ceil": (math.ceil, rounded["ceil"]),
-    "trunc": (math.trunc, rounded["trunc"]),
+    "floor": (math.floor, ROUNDED["floor"]),
+    "ceil": (math.ceil, ROUNDED["ceil"]),
+    "trunc": (math.trunc, ROUNDED["trunc"]),
 }
 
 for _kind in (TrackedInt, TrackedFloat):
@@ -373,7 +387,7 @@ for _kind in (TrackedInt, TrackedFloat):
         setattr(_kind, f"__r{_name}__", _binary(_name, reflected=True))
     for _name, (_python, _torch) in _UNARY.items():
         setattr(_kind, f"__{_name}__", _unary(_python, _torch))
-    for _name in _MIRRORED:
+    for _name in MIRRORED:
         setattr(_kind, f"__{_name}__", _comparison(_name))
 
 
@@ -397,8 +411,8 @@ for _name in ("and_", "or_", "xor", "lshift", "rshift"):
 
 
 def _round(self: Any, digits: int | None = None) -> Any:
-    return through(round(plain(self), plain(digits)), rounded["round"] if not digits else _identity, self)
+    return through(round(plain(self), plain(digits)), ROUNDED["round"] if not digits else _identity, self)
 
 
 for _kind in (TrackedInt, TrackedFloat):
-    _kind.__round__ = _round  # type: ignore[method-assign, assignment]
+    _kind.__round__ = _round  # type: ignore[method-assign, assignment]  # in place of those of int and float
