@@ -193,6 +193,8 @@ class MarginMode(Knowledge, TorchFunctionMode):
 
     def _described(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
         """The same for an output that is a single tensor."""
+        if name == "embedding":
+            out = self._looked_up(args, kwargs, out)
         if out.requires_grad and (out.is_floating_point() or out.is_complex()):
             if name in STEPS and args and isinstance(args[0], torch.Tensor):
                 with torch.enable_grad():
@@ -213,8 +215,6 @@ class MarginMode(Knowledge, TorchFunctionMode):
                 out, info = same, replace(info, mirror=None)
         if self._varies(name, args):
             info = replace(info, varies=True)
-        if name == "embedding" and not out.requires_grad:
-            out = self._looked_up(args, kwargs, out)
         self.know(out, info)
         return out
 
