@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,14 +12,13 @@ import torch
 
 from pytest_torchexport import environment
 from pytest_torchexport.backends.registry import make_backend
-from pytest_torchexport.compare.records import Comparison, compare_records
-from pytest_torchexport.counterexample import is_clear, remember, shrunk, simplest
+from pytest_torchexport.counterexample import remember, shrunk, simplest
 from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked
 from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger
 from pytest_torchexport.diagnose.separation import to_blame
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
-from pytest_torchexport.eager import Glance, Unstable, agrees_with_itself, second_opinion
+from pytest_torchexport.eager import Unstable, agrees_with_itself
 from pytest_torchexport.errors import (
     BackendUnavailable,
     ConventionError,
@@ -29,7 +27,8 @@ from pytest_torchexport.errors import (
     ReferenceInvalid,
     UsageError,
 )
-from pytest_torchexport.outcome import Cause, Input, Leaf, NotChecked, Outcome, Stage, Verdict
+from pytest_torchexport.judge import Judge, Unjudged
+from pytest_torchexport.outcome import Input, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make
 from pytest_torchexport.reference import Reference, ReferenceStore, Trial
@@ -40,9 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_torchexport.backends.base import Backend, Exported
-    from pytest_torchexport.compare.records import SecondOpinion
     from pytest_torchexport.compare.tolerance import Tolerance
-    from pytest_torchexport.subject.run import Record
 
 __all__ = [
     "Policy",
@@ -207,13 +204,6 @@ def _scratch(surroundings: Surroundings) -> Iterator[Path]:
         yield Path(folder)
 
 
-@dataclass(frozen=True)
-class _Unjudged:
-    """Why an input can be neither passed nor failed."""
-
-    why: str
-
-
 @dataclass
 class _Story:
     """One check as it happens."""
@@ -261,6 +251,7 @@ class _Story:
 
     def _run_all(self, program: Program, snapshot: Snapshot, reference: Reference) -> Outcome:
         """Run and compare every input, then conclude from all of them."""
+        judge = Judge(self.plan, self.policy.tolerance, self.backend, self.draft, program, snapshot, reference)
         failures: list[Failure] = []
         agreeing: list[Trial] = []
         unjudged: list[tuple[Trial, str]] = []
@@ -277,8 +268,8 @@ class _Story:
                 self.draft.facts["details"] = dict(program.exported.details)
                 return self.draft.refused(record.error)
             with self.draft.at(Stage.COMPARE):
-                finding = self._compare(program, snapshot, reference, trial, record)
-            if isinstance(finding, _Unjudged):
+                finding = judge.compare(trial, record)
+            if isinstance(finding, Unjudged):
                 self.draft.note(NotChecked(f"input {trial.label}", finding.why))
                 unjudged.append((trial, finding.why))
                 continue
@@ -288,7 +279,7 @@ class _Story:
             else:
                 agreeing.append(trial)
         with self.draft.at(Stage.COMPARE):
-            self._make_sure(program, snapshot, reference, failures, agreeing, unjudged)
+            self._make_sure(judge, failures, agreeing, unjudged)
         self.draft.facts["details"] = dict(program.exported.details)
         self.draft.facts["environment"] |= {"exported": devices.numerics_flags()}
         self.draft.note(*program.exported.not_checked)
@@ -300,13 +291,11 @@ class _Story:
         if not failures:
             too_few = reference.coverage and below_minimum(reference.coverage, self.policy.min_coverage)
             return self.draft.outcome(Verdict.INVALID, too_few) if too_few else self.draft.equivalent()
-        return self._not_equivalent(program, snapshot, reference, failures, agreeing)
+        return self._not_equivalent(judge, failures, agreeing)
 
     def _make_sure(
         self,
-        program: Program,
-        snapshot: Snapshot,
-        reference: Reference,
+        judge: Judge,
         failures: list[Failure],
         agreeing: list[Trial],
         unjudged: list[tuple[Trial, str]],
@@ -317,7 +306,7 @@ class _Story:
         """
         while failures:
             first = simplest(failures)
-            found = self._measured(program, snapshot, reference, first)
+            found = judge.measured(first)
             place = next(index for index, failure in enumerate(failures) if failure is first)
             if isinstance(found, Finding):
                 failures[place] = replace(first, finding=found)
@@ -333,144 +322,28 @@ class _Story:
                 self.draft.note(NotChecked(f"input {trial.label}", found.why))
                 unjudged.append((trial, found.why))
 
-    def _measured(
-        self, program: Program, snapshot: Snapshot, reference: Reference, failure: Failure
-    ) -> Finding | _Unjudged | None:
-        """What differs on a failing input when eager's rounding is measured in full."""
-        trial, record = failure.trial, failure.record
-        if self.policy.tolerance or record.error is not None or trial.record.error is not None:
-            return failure.finding
-        comparison = self._comparison(program, trial, record, second_opinion(self.plan, snapshot, reference, trial))
-        if comparison.disagreeing:
-            return self._finding(trial, record, comparison)
-        return _Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
-
-    def _compare(
-        self, program: Program, snapshot: Snapshot, reference: Reference, trial: Trial, record: Record
-    ) -> Finding | _Unjudged | None:
-        """Compare everything; what differs, or None."""
-        if trial.record.error is not None:
-            return None if record.error is not None else self._should_raise(trial)
-        if record.error is not None:
-            record.error = record.error.with_traceback(None)
-            return self._finding(trial, record, Comparison())
-        glance = None if self.policy.tolerance else Glance(self.plan, snapshot, reference, trial)
-        comparison = self._comparison(program, trial, record, glance)
-        if glance is not None and glance.undecided and not comparison.disagreeing:
-            asked = second_opinion(self.plan, snapshot, reference, trial)
-            comparison = self._comparison(program, trial, record, asked)
-        if not comparison.unjudged or comparison.disagreeing:
-            self.draft.count(comparison.leaves)
-        for path in comparison.left_out:
-            self.draft.note(NotChecked(path, "it is no tensor: the exported program does not return it"))
-        for name in comparison.unread:
-            why = "forward changes it, and it cannot be read from the exported program; later calls were compared"
-            if all(len(trial.calls) == 1 for trial in reference.trials):
-                why = "forward changes it, and it cannot be read from the exported program; no later call was made"
-            self.draft.note(NotChecked(f"state {name!r}", why))
-        if not comparison.disagreeing:
-            return _Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
-        return self._finding(trial, record, comparison)
-
-    def _comparison(self, program: Program, trial: Trial, record: Record, asked: SecondOpinion | None) -> Comparison:
-        return compare_records(
-            trial.record,
-            record,
-            trial.calls,
-            structure=self.backend.structure,
-            states=program.states,
-            names=self.plan.names,
-            tolerance=self.policy.tolerance,
-            gradients=self._gradients_of(program, trial),
-            second_opinion=asked,
-        )
-
-    def _finding(self, trial: Trial, record: Record, comparison: Comparison) -> Finding:
-        return Finding(
-            leaves=tuple(comparison.disagreeing),
-            raised=f"{type(record.error).__name__}: {_cut(str(record.error))}" if record.error is not None else None,
-            is_example=self.plan.is_example(trial.calls),
-            same_shapes=self.plan.has_example_shapes(trial.calls),
-            calls=len(trial.calls),
-        )
-
-    def _compare_again(
-        self,
-        program: Program,
-        snapshot: Snapshot,
-        reference: Reference,
-        trial: Trial,
-        record: Record,
-        *,
-        thorough: bool,
-    ) -> Finding | None:
-        """Compare on an input that is not one of the check's own: nothing is counted or noted."""
-        if record.error is not None:
-            record.error = record.error.with_traceback(None)
-            return self._finding(trial, record, Comparison())
-        comparison = self._comparison(program, trial, record, None)
-        if not comparison.disagreeing:
-            return None
-        finding = self._finding(trial, record, comparison)
-        if self.policy.tolerance or (not thorough and not is_clear(finding)):
-            return finding
-        asked = (second_opinion if thorough else Glance)(self.plan, snapshot, reference, trial)
-        comparison = self._comparison(program, trial, record, asked)
-        return self._finding(trial, record, comparison) if comparison.disagreeing else None
-
-    def _should_raise(self, trial: Trial) -> Finding:
-        error = trial.record.error
-        leaf = Leaf(
-            "the call",
-            agrees=False,
-            cause=Cause.EXCEPTION,
-            reason="eager raises, the exported program returns",
-            expected=f"{type(error).__name__}: {_cut(str(error), 120)}",
-            actual="an output",
-        )
-        return Finding((leaf,), None, is_example=False, same_shapes=True, calls=len(trial.calls))
-
-    def _gradients_of(self, program: Program, trial: Trial) -> frozenset[str]:
-        """Names of eager's gradients that the program has too; the others are in the ledger."""
-        if not self.plan.grad:
-            return frozenset()
-        if not self.backend.gradients:
-            self.draft.note(NotChecked("gradients", f"{self.backend.name} programs have none"))
-            return frozenset()
-        frozen = (self.plan.parameters() or {}).keys() - program.parameters().keys()
-        for name in frozen:
-            self.draft.note(NotChecked(f"gradient of {name}", "the exported program holds the parameter as a constant"))
-        return frozenset(trial.record.gradients) - {f"gradient of {name}" for name in frozen}
-
     def _is_declared(self, argument: str) -> bool:
         """Whether the user said that this argument varies."""
         return any(argument == name or argument.startswith((name + "[", name + ".")) for name in self.plan.inputs or ())
 
-    def _not_equivalent(
-        self,
-        program: Program,
-        snapshot: Snapshot,
-        reference: Reference,
-        failures: list[Failure],
-        agreeing: list[Trial],
-    ) -> Outcome:
+    def _not_equivalent(self, judge: Judge, failures: list[Failure], agreeing: list[Trial]) -> Outcome:
         """Make sure that eager is not to blame, find the cause, and say it on the simplest input that fails."""
+        program, snapshot, reference = judge.program, judge.snapshot, judge.reference
         first = simplest(failures)
         raises = first.trial.record.error is not None
         differs = None if raises else agrees_with_itself(self.plan, snapshot, reference, first.trial)
         if differs is not None:
             return self.draft.unstable(f"the input {first.trial.label}: {differs.path} ({differs.reason})")
         others = [failure for failure in failures if failure is not first]
-        compare = functools.partial(self._compare_again, program, snapshot, reference)
         with self.draft.at(Stage.COMPARE):
-            first = shrunk(first, self.plan, snapshot, reference, program, compare)
+            first = shrunk(first, self.plan, snapshot, reference, program, judge.compare_again)
         failures = [first, *others]
         with self.draft.at(Stage.COMPARE):
-            baked = self._baked(program, snapshot, reference, failures, agreeing)
+            baked = self._baked(judge, failures, agreeing)
         if baked is not None and baked.failing > 0:  # shown is the input that proves it
             proof = failures[baked.failing]
             with self.draft.at(Stage.COMPARE):
-                found = self._measured(program, snapshot, reference, proof)
+                found = judge.measured(proof)
             if isinstance(found, Finding):
                 failures.pop(baked.failing)
                 failures.insert(0, replace(proof, finding=found))
@@ -481,23 +354,10 @@ class _Story:
         verdict = Verdict.FAILED if findings[0].raised else Verdict.MISMATCH
         return self.draft.conclude(verdict, cause, failures[0])
 
-    def _baked(
-        self,
-        program: Program,
-        snapshot: Snapshot,
-        reference: Reference,
-        failures: list[Failure],
-        agreeing: list[Trial],
-    ) -> Baked | None:
+    def _baked(self, judge: Judge, failures: list[Failure], agreeing: list[Trial]) -> Baked | None:
         """The decision that the export keeps from the example; none is to blame where the example itself fails."""
         if self.plan.branches == "off" or any(f.finding.is_example and f.finding.calls == 1 for f in failures):
             return None
-        compare = functools.partial(self._comparison, program)
         failing = [Failing(failure.trial, failure.record) for failure in failures]
-        suspicions = program.exported.suspicions
-        return find_baked(self.plan, snapshot, reference, failing, agreeing, suspicions, compare)
-
-
-def _cut(text: str, limit: int = 500) -> str:
-    text = text.strip()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        suspicions = judge.program.exported.suspicions
+        return find_baked(self.plan, judge.snapshot, judge.reference, failing, agreeing, suspicions, judge.comparison)

@@ -27,6 +27,7 @@ LAYERS = (
     ("diagnose",),
     ("draft",),
     ("counterexample",),
+    ("judge",),
     ("check",),
     ("conformance",),
     ("plugin",),
