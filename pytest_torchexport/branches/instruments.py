@@ -144,7 +144,7 @@ class Instruments(Builtins):
                 return outcome, None, False, False
             with torch.enable_grad():
                 margin = self.mode.margin(value)
-            return outcome, None if margin is None else formulas.as_real(margin), False, True
+                return outcome, None if margin is None else formulas.as_real(margin), False, True
         if tracked.is_tracked(value):
             with torch.enable_grad():
                 return bool(tracked.plain(value)), tracked.margin_of(value), tracked.is_size(value), True
