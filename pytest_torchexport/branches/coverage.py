@@ -146,7 +146,7 @@ class Coverage:
         return not _same(site, taken, self._known[site].example)
 
     def missing(self) -> list[tuple[Site, Any]]:
-        """The outcomes that no input took yet, in the order in which their decisions were met, without excluded ones."""
+        """The outcomes that no input took yet, without excluded ones, in the order of their decisions."""
         return [
             (site, outcome)
             for site, known in self._known.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +12,18 @@ from pytest_torchexport.inputs.constants import around
 from pytest_torchexport.subject import containers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pytest_torchexport.inputs.limits import Numbers
+    from pytest_torchexport.inputs.sizes import Symbol
     from pytest_torchexport.inputs.space import Space
     from pytest_torchexport.subject.call import Call
 
 Calls = tuple["Call", ...]
 Candidate = tuple[str, Calls]
 """What is particular, and the input."""
+Change = tuple[str, torch.Tensor]
+"""What is particular, and the values of one leaf, float64 on the CPU."""
 
 _CONSTANTS = 24
 """Constants of the code that are tried in each integer tensor."""
@@ -47,7 +50,7 @@ def candidates(
         _masks(space, base, generator),
         _floats(space, base, constants, generator),
         _pairs(space, base),
-        _sequences(space, base, generator) if stateful else (),
+        _sequences(base) if stateful else (),
         _wholes(space, base),
     ]
     # Options are few and decide most: all of them first.
@@ -73,30 +76,33 @@ def _options(space: Space, base: Calls) -> Iterator[Candidate]:
 
 
 def _sizes(space: Space, base: Calls, constants: list[Any]) -> Iterator[Candidate]:
+    """Other sizes; of those that are tied to one another all the same, and each its own."""
     symbols = space.sizes()
     if not symbols:
         return
     known = [int(c) for c in constants if isinstance(c, (int, float)) and not isinstance(c, bool) and c == int(c)]
-    wanted: dict[str, list[int]] = {}
-    for name, symbol in symbols.items():
-        now = space.sizes_of(base[0]).get(name, symbol.example)
-        sizes = [now + 1, symbol.low, symbol.high, now - 1, 1, 2, 3]
-        sizes += [c + d for c in known[:_CONSTANTS] for d in (0, 1, -1)]
-        sizes += [2 * now, now // 2, now + 2, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 64, 65, 128]
-        sizes += [c * k for c in known[:8] for k in (2, 3) if c > 0]
-        fitting = dict.fromkeys(s for s in sizes if symbol.low <= s <= symbol.high and s != now)
-        wanted[name] = list(fitting)
+    sizes_now = space.sizes_of(base[0])
+    wanted = {name: _sizes_of(symbol, sizes_now.get(name, symbol.example), known) for name, symbol in symbols.items()}
     groups: dict[str, list[str]] = {}
     for name, symbol in symbols.items():
         groups.setdefault(symbol.tied, []).append(name)
     for row in zip_longest(*(wanted[name] for name in symbols)):
         for names in groups.values():
-            sizes_of = {name: size for name, size in zip(symbols, row, strict=True) if name in names and size}
-            if sizes_of:
-                tied = dict.fromkeys(names, next(iter(sizes_of.values())))
-                for sizes in [tied] if len(names) == 1 else [tied, sizes_of]:
+            own = {name: size for name, size in zip(symbols, row, strict=True) if name in names and size}
+            if own:
+                tied = dict.fromkeys(names, next(iter(own.values())))
+                for sizes in [tied] if len(names) == 1 else [tied, own]:
                     made = tuple(space.resized(call, sizes, "") for call in base)
                     yield ", ".join(f"{n} = {s}" for n, s in sizes.items()), made
+
+
+def _sizes_of(symbol: Symbol, now: int, constants: list[int]) -> list[int]:
+    """The sizes to try in the place of the one that is now, the likeliest first."""
+    sizes = [now + 1, symbol.low, symbol.high, now - 1, 1, 2, 3]
+    sizes += [c + d for c in constants[:_CONSTANTS] for d in (0, 1, -1)]
+    sizes += [2 * now, now // 2, now + 2, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 64, 65, 128]
+    sizes += [c * k for c in constants[:8] for k in (2, 3) if c > 0]
+    return list(dict.fromkeys(s for s in sizes if symbol.low <= s <= symbol.high and s != now))
 
 
 def _leaves(space: Space, base: Calls, wanted: Callable[[Numbers], bool]) -> list[tuple[str, Numbers]]:
@@ -124,7 +130,7 @@ def _integers(space: Space, base: Calls, constants: list[Any], generator: torch.
         yield from _orders(space, base, path, one)
 
 
-def _placements(value: torch.Tensor, constant: float, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+def _placements(value: torch.Tensor, constant: float, generator: torch.Generator) -> Iterator[Change]:
     now = value.detach().to("cpu", torch.float64)
     yield "all", torch.full_like(now, constant)
     if now.numel() == 1:
@@ -176,7 +182,7 @@ def _masks(space: Space, base: Calls, generator: torch.Generator) -> Iterator[Ca
                 yield f"{path}: {what}", _on_each(space, base, path, made)
 
 
-def _mask(now: torch.Tensor, turn: int, generator: torch.Generator) -> tuple[str, torch.Tensor]:
+def _mask(now: torch.Tensor, turn: int, generator: torch.Generator) -> Change:
     full = torch.ones_like(now)
     made = full.clone() if turn % 2 else torch.zeros_like(now)
     what = ("all False", "all True", "one row", "all but one row", "one column", "all but one column", "one", "most")[
@@ -195,41 +201,57 @@ def _mask(now: torch.Tensor, turn: int, generator: torch.Generator) -> tuple[str
 
 def _floats(space: Space, base: Calls, constants: list[Any], generator: torch.Generator) -> Iterator[Candidate]:
     """Numbers that calculations stumble over, and constants of the code."""
-    leaves = _leaves(space, base, lambda one: not one.integral)
     known = [float(c) for c in constants if isinstance(c, (int, float)) and not isinstance(c, bool)]
-    for path, one in leaves:
+    for path, one in _leaves(space, base, lambda one: not one.integral):
         now = one.value.detach().to("cpu", torch.float64)
-        open_ended = one.low == -math.inf and one.high == math.inf
-        if open_ended:
-            for what, value in (("NaN", math.nan), ("infinite", math.inf), ("minus infinite", -math.inf)):
-                made = now.clone()
-                made.reshape(-1)[int(torch.randint(now.numel(), (), generator=generator))] = value
-                yield f"{path}: one element {what}", _on_each(space, base, path, made)
-        for what, factor in (("zeros", 0.0), ("huge", 1e30), ("tiny", 1e-30), ("negated", -1.0)):
-            yield f"{path}: {what}", _on_each(space, base, path, now * factor)
-        if open_ended:
-            yield f"{path}: all NaN", _on_each(space, base, path, torch.full_like(now, math.nan))
-            yield f"{path}: largest", _on_each(space, base, path, torch.sign(now + 1e-30) * 3e38)
-        for dim in range(now.dim()):
-            if now.shape[dim] > 1:
-                made = now.select(dim, 0).unsqueeze(dim).expand_as(now)
-                yield f"{path}: equal along dimension {dim}", _on_each(space, base, path, made)
-        if now.dim() > 1 and now.shape[-1] == now.shape[-2]:
-            yield f"{path}: symmetric", _on_each(space, base, path, (now + now.mT) / 2)
-            eye = torch.eye(now.shape[-1], dtype=torch.float64).expand_as(now)
-            yield f"{path}: identity", _on_each(space, base, path, eye)
-        if now.dim() and now.shape[0] > 1:
-            made = now.clone()
-            made[0] = 0
-            yield f"{path}: first row zeros", _on_each(space, base, path, made)
-        for constant in known[:8]:
-            yield f"{path}: all {constant:g}", _on_each(space, base, path, torch.full_like(now, constant))
-        for what, factor in (("x 10", 10.0), ("x 0.1", 0.1), ("x 100", 100.0), ("x 0.01", 0.01)):
-            yield f"{path}: {what}", _on_each(space, base, path, now * factor)
-        # Ordered and repeated values, signs alone.
-        yield f"{path}: sorted", _on_each(space, base, path, now.sort(-1).values if now.dim() else now)
-        yield f"{path}: absolute", _on_each(space, base, path, now.abs())
-        yield f"{path}: minus absolute", _on_each(space, base, path, -now.abs())
+        unlimited = one.low == -math.inf and one.high == math.inf
+        for what, values in chain(
+            _with_one_special(now, generator) if unlimited else (),
+            _times(now, {"zeros": 0.0, "huge": 1e30, "tiny": 1e-30, "negated": -1.0}),
+            _extremes(now) if unlimited else (),
+            _regular(now),
+            ((f"all {constant:g}", torch.full_like(now, constant)) for constant in known[:8]),
+            _times(now, {"x 10": 10.0, "x 0.1": 0.1, "x 100": 100.0, "x 0.01": 0.01}),
+            _ordered(now),
+        ):
+            yield f"{path}: {what}", _on_each(space, base, path, values)
+
+
+def _with_one_special(now: torch.Tensor, generator: torch.Generator) -> Iterator[Change]:
+    for what, value in (("NaN", math.nan), ("infinite", math.inf), ("minus infinite", -math.inf)):
+        made = now.clone()
+        made.reshape(-1)[int(torch.randint(now.numel(), (), generator=generator))] = value
+        yield f"one element {what}", made
+
+
+def _times(now: torch.Tensor, factors: Mapping[str, float]) -> Iterator[Change]:
+    yield from ((what, now * factor) for what, factor in factors.items())
+
+
+def _extremes(now: torch.Tensor) -> Iterator[Change]:
+    yield "all NaN", torch.full_like(now, math.nan)
+    yield "largest", torch.sign(now + 1e-30) * 3e38
+
+
+def _regular(now: torch.Tensor) -> Iterator[Change]:
+    """Repeated values, and matrices of which more is true than of most."""
+    for dim in range(now.dim()):
+        if now.shape[dim] > 1:
+            yield f"equal along dimension {dim}", now.select(dim, 0).unsqueeze(dim).expand_as(now)
+    if now.dim() > 1 and now.shape[-1] == now.shape[-2]:
+        yield "symmetric", (now + now.mT) / 2
+        yield "identity", torch.eye(now.shape[-1], dtype=torch.float64).expand_as(now)
+    if now.dim() and now.shape[0] > 1:
+        made = now.clone()
+        made[0] = 0
+        yield "first row zeros", made
+
+
+def _ordered(now: torch.Tensor) -> Iterator[Change]:
+    """Values in order, and of one sign."""
+    yield "sorted", now.sort(-1).values if now.dim() else now
+    yield "absolute", now.abs()
+    yield "minus absolute", -now.abs()
 
 
 def _pairs(space: Space, base: Calls) -> Iterator[Candidate]:
@@ -241,9 +263,8 @@ def _pairs(space: Space, base: Calls) -> Iterator[Candidate]:
                 yield f"{path} = {other}", _on_each(space, base, path, two.value.detach().to("cpu", torch.float64))
 
 
-def _sequences(space: Space, base: Calls, generator: torch.Generator) -> Iterator[Candidate]:
-    """The same call again and again, and different ones in a row."""
-    del space, generator
+def _sequences(base: Calls) -> Iterator[Candidate]:
+    """The same calls again and again."""
     for length in (2, 3, 5, 9, _REPEATS):
         if length > len(base):
             yield f"{length} calls in a row", tuple(islice((call for _ in range(length) for call in base), length))

@@ -35,7 +35,7 @@ BUDGET = 400
 """Runs of the eager module that a search may cost by default: about a second for a small model."""
 
 _LEAST, _WORK = 60, 60.0
-"""The least that the default is lowered to, and the work of a run (`Observing.work`) from which on it is."""
+"""The least that the default is lowered to, and the work of the example's run from which on it is lowered."""
 FOLLOW = 3
 """What an instrumented run with a backward pass costs, in plain runs."""
 _LONGER, _FUNCTIONS = 30, 3000
@@ -77,6 +77,7 @@ class Explorer:
 
     Attributes:
         coverage: what is known, and what was reached.
+        changing: names of the state that forward changes.
         runs: what the search cost so far, in runs of eager.
         found: the inputs that it adds.
         has_decisions: the user's code decides anything at all.
@@ -127,10 +128,8 @@ class Explorer:
     def watch(self, calls: Calls, kind: str, label: str) -> Observation:
         """Run another input that is checked anyway under observation, and note what it took."""
         observation = self._watch(calls)
-        if observation.record.error is None:
-            self.changing |= set(observation.record.state or ())
-            if self.coverage.note(observation.taken, kind, label):
-                self._pool.append(Known(calls, observation))
+        if observation.record.error is None and self.coverage.note(observation.taken, kind, label):
+            self._pool.append(Known(calls, observation))
         return observation
 
     def _watch(self, calls: Calls) -> Observation:
@@ -178,6 +177,7 @@ class Explorer:
                 yield from implied(found[0], found[1], known, names if code is root else ())
 
     def _codes(self) -> list[types.CodeType]:
+        """The code of the user's functions that ran."""
         codes: dict[types.CodeType, None] = {}
         for known in self._pool:
             if known.followed is not None:
@@ -189,7 +189,7 @@ class Explorer:
         self._pool.clear()
         return self.coverage.report(mode, self.runs)
 
-    # --- what the search asks for -----------------------------------------------------------------------------------
+    # --- inputs that a search makes -------------------------------------------------------------------------------
 
     def _left(self) -> int:
         return (self.budget or 0) - self.runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,7 +28,10 @@ Calls = tuple["Call", ...]
 
 _STEPS = 12
 """Steps before a decision is given up; margins are mostly close to linear, and most decisions flip in one to three."""
+_PARTS = (1.0, 0.5, 0.2)
+"""How much of a step is taken, in this order, until one does not lose the way."""
 _OVERSHOOT = 0.1
+"""How far past its limit a margin is aimed, as a part of the distance to it."""
 _NEARER = 0.8
 """How much of the distance to its limit a decision that is to be kept may lose in one step."""
 _GRIDS = (2.0**-3, 2.0**-6, 2.0**-10)
@@ -93,7 +97,16 @@ def _as_tests(followed: Followed, goal: Goal) -> Iterator[Test]:
 
 @dataclass
 class _Way:
-    """Where a flip stands."""
+    """Where a flip stands.
+
+    Attributes:
+        calls: the input.
+        followed: its instrumented run.
+        test: the decision that is to go the other way.
+        position: where that is among all tests of the run.
+        exact: the margin is to be hit exactly, not to be moved past zero.
+        keep: decisions before it that a step upset, by their site and number, with the way that they have to go.
+    """
 
     calls: Calls
     followed: Followed
@@ -106,12 +119,16 @@ class _Way:
     def margin(self) -> float:
         return self.test.level
 
+    def gradient(self) -> dict[Key, torch.Tensor]:
+        assert self.test.margin is not None  # the instances of a goal have one
+        return self.followed.gradient(self.test.margin)
+
 
 def flip(prober: Prober, space: Space, goal: Goal, base: Calls, followed: Followed | None = None) -> Calls | None:
     """An input that takes the goal's outcome, or None.
 
     Each step solves for the shortest change that moves the margin past zero, with margins as linear as their gradient
-    says (Newton's method for one equation), and with the decisions before it that a former step has upset held in place.
+    says (Newton's method for one equation), and with the decisions before it that a former step upset held in place.
 
     Args:
         prober: runs inputs.
@@ -142,7 +159,7 @@ def _start(prober: Prober, goal: Goal, calls: Calls) -> _Way | Calls | None:
 
 def _judged(prober: Prober, goal: Goal, calls: Calls, followed: Followed, *, fresh: bool = True) -> _Way | Calls | None:
     """The input if it reaches the goal; where it stands if it reaches the decision; else None."""
-    if goal.nth is None and (goal.site, goal.outcome) in set(followed.path) and prober.takes(calls, goal):
+    if goal.nth is None and (goal.site, goal.outcome) in followed.path and prober.takes(calls, goal):
         return calls
     found = goal.instances(followed)
     if goal.nth is not None and fresh and prober.takes(calls, goal):
@@ -155,23 +172,15 @@ def _judged(prober: Prober, goal: Goal, calls: Calls, followed: Followed, *, fre
 
 def _next(prober: Prober, space: Space, goal: Goal, way: _Way) -> _Way | Calls | None:
     """One step further, shorter where the full one loses the way."""
-    for part, _ in itertools.product((1.0, 0.5, 0.2), range(3)):
+    for part, _ in itertools.product(_PARTS, range(3)):
         calls = _moved(space, goal, way, part)
         if calls is None:
             return None
-        followed = prober.follow(calls)
-        if followed is None:
-            continue
-        found = _judged(prober, goal, calls, followed)
+        found = _tried(prober, goal, way, calls)
         if isinstance(found, tuple):
             return found
         if found is None:
-            upset = _upset(way, followed)
-            if upset is None or upset[0] in way.keep:
-                continue
-            way.keep[upset[0]] = upset[1]
             continue
-        found.keep, found.exact = way.keep, way.exact
         before, after = abs(way.margin), abs(found.margin)
         if after < 0.95 * before or (goal.nth is not None and found.position != way.position):
             return found
@@ -183,14 +192,30 @@ def _next(prober: Prober, space: Space, goal: Goal, way: _Way) -> _Way | Calls |
             return found if after < before else None
         if after >= before:
             break  # the gradient does not tell the truth: a shorter step may still
+    return _small_step(prober, space, goal, way)
+
+
+def _small_step(prober: Prober, space: Space, goal: Goal, way: _Way) -> _Way | Calls | None:
+    """A quarter of a step, if that brings the margin any closer."""
     calls = _moved(space, goal, way, 0.25)
-    followed = prober.follow(calls) if calls is not None else None
-    found = _judged(prober, goal, calls, followed) if calls is not None and followed is not None else None
-    if isinstance(found, tuple):
-        return found
-    if found is None or abs(found.margin) >= abs(way.margin):
+    found = _tried(prober, goal, way, calls) if calls is not None else None
+    if isinstance(found, _Way) and abs(found.margin) >= abs(way.margin):
         return None
-    found.keep, found.exact = way.keep, way.exact
+    return found
+
+
+def _tried(prober: Prober, goal: Goal, way: _Way, calls: Calls) -> _Way | Calls | None:
+    """Where a step leads; if it upsets a decision on the way, that one is kept from then on."""
+    followed = prober.follow(calls)
+    if followed is None:
+        return None
+    found = _judged(prober, goal, calls, followed)
+    if isinstance(found, _Way):
+        found.keep, found.exact = way.keep, way.exact
+    elif found is None:
+        upset = _upset(way, followed)
+        if upset is not None:
+            way.keep.setdefault(*upset)
     return found
 
 
@@ -209,34 +234,24 @@ def _upset(way: _Way, followed: Followed) -> tuple[tuple[Site, int], bool] | Non
 
 def _spare(way: _Way) -> float:
     """How far past zero a step aims."""
-    gradient = way.followed.gradient(way.test.margin)  # type: ignore[arg-type]
-    reach = sum(float(g.norm()) * float(_values(way, key).norm()) for key, g in gradient.items())
+    gradient = way.gradient()
+    reach = sum(float(g.norm()) * float(way.followed.leaves[key].detach().norm()) for key, g in gradient.items())
     return max(_OVERSHOOT * abs(way.margin), 1e-4 * reach / max(1.0, len(gradient)), 1e-7)
-
-
-def _values(way: _Way, key: Key) -> torch.Tensor:
-    return way.followed.leaves[key].detach()
 
 
 def _moved(space: Space, goal: Goal, way: _Way, part: float) -> Calls | None:
     """The input after a step, or None if the gradient leads nowhere."""
-    wanted = goal.outcome
-    margin = way.test.margin
-    assert margin is not None
-    gradient = way.followed.gradient(margin)
-    tables = way.followed.table_gradients
-    if not bool(margin.isfinite()):
+    gradient, tables = way.gradient(), way.followed.table_gradients
+    if not math.isfinite(way.margin):
         return None
     aim = 0.0 if way.exact else _spare(way)
-    change = (aim if wanted else -aim) - way.margin
+    change = (aim if goal.outcome else -aim) - way.margin
     wishes = [Wish(gradient, part * change), *_kept(way)]
     numbers = _numbers(space, way.calls)
     values = step(numbers, wishes) if gradient else None
     if values is None and tables:
         values = _other_tokens(numbers, way.followed, tables, change, part)
-    if values is None:
-        return None
-    return _with(space, way.calls, values)
+    return None if values is None else _with(space, way.calls, values)
 
 
 def _kept(way: _Way) -> Iterator[Wish]:
@@ -254,7 +269,7 @@ def _numbers(space: Space, calls: Calls) -> dict[Key, Numbers]:
     return {(n, path): one for n, call in enumerate(calls) for path, one in space.numbers(call).items()}
 
 
-def _with(space: Space, calls: Calls, values: Mapping[Key, torch.Tensor]) -> Calls | None:
+def _with(space: Space, calls: Calls, values: Mapping[Key, torch.Tensor]) -> Calls:
     made = []
     for n, call in enumerate(calls):
         own = {path: value for (at, path), value in values.items() if at == n}
@@ -272,7 +287,7 @@ def _other_tokens(
     change: float,
     part: float,
 ) -> dict[Key, torch.Tensor] | None:
-    """Other indices into a table, chosen by what the gradient says of each row (the HotFlip estimate, Ebrahimi 2018)."""
+    """Other indices into a table, chosen by what the gradient says of each row (HotFlip's estimate, Ebrahimi 2018)."""
     for lookup, gradient in tables:
         found = _leaf_of(followed, lookup)
         if found is None or found not in numbers or lookup.indices.numel() == 0:
@@ -318,7 +333,7 @@ def _exactly(prober: Prober, space: Space, goal: Goal, way: _Way) -> Calls | Non
             for (n, path), one in _numbers(space, way.calls).items()
             if not one.integral
         }
-        calls = _with(space, way.calls, snapped)
+        calls: Calls | None = _with(space, way.calls, snapped)
         for _ in range(3):
             followed = prober.follow(calls) if calls is not None else None
             if calls is None or followed is None:
@@ -333,7 +348,8 @@ def _exactly(prober: Prober, space: Space, goal: Goal, way: _Way) -> Calls | Non
 
 
 def _by_one_element(space: Space, way: _Way, grid: float) -> Calls | None:
-    gradient = way.followed.gradient(way.test.margin)  # type: ignore[arg-type]
+    """The rest of the way by the element with the steepest slope, on the grid."""
+    gradient = way.gradient()
     numbers = _numbers(space, way.calls)
     best = max(
         (key for key in gradient if key in numbers and not numbers[key].integral),

@@ -398,10 +398,13 @@ class _Instrument(ast.NodeTransformer):
         body = [self._one(statement) for statement in case.body]
         if isinstance(pattern, ast.MatchAs):
             bound, pattern = pattern.name, pattern.pattern
-        if bound is not None:
-            held = ast.Assign([ast.Name(bound, ast.Store())], ast.Name(subject, ast.Load()))
-            body.insert(0, self._placed(held, case.pattern))
         tests = [] if pattern is None else [self._matches(pattern, subject)]
+        if bound is not None and case.guard is not None:  # the guard may ask for the name
+            held = ast.NamedExpr(ast.Name(bound, ast.Store()), ast.Name(subject, ast.Load()))
+            tests.append(ast.Compare(held, [ast.Is()], [ast.Name(subject, ast.Load())]))
+        elif bound is not None:
+            assign = ast.Assign([ast.Name(bound, ast.Store())], ast.Name(subject, ast.Load()))
+            body.insert(0, self._placed(assign, case.pattern))
         if case.guard is not None:
             tests.append(self._condition(case.guard))
         if not tests:

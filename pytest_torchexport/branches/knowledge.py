@@ -112,8 +112,8 @@ class Knowledge:
 
     def _derived(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> Info:
         """What is known of an integer, boolean or otherwise not differentiable output."""
-        if name in _COMPARISONS:
-            return self._comparison(_COMPARISONS[name], args, kwargs, out)
+        if name in formulas.MIRRORED:
+            return self._comparison(name, args, kwargs, out)
         if name in _LOGIC and out.dtype is torch.bool:
             return self._logic(_LOGIC[name], args)
         if name in ("isnan", "isinf", "isfinite", "isposinf", "isneginf"):
@@ -128,6 +128,10 @@ class Knowledge:
                 return Info(rows=Count(margins.reshape(-1)))
         if name == "isclose":
             return Info(margins=self._closeness(args, kwargs))
+        return self._calculated(name, args, kwargs, out)
+
+    def _calculated(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> Info:
+        """What follows from the function of the operands' mirrors, counts and rows."""
         if name in REARRANGES:
             return self._rearrangement(name, args, kwargs, out)
         count = self._count(name, args, kwargs)
@@ -165,20 +169,7 @@ class Knowledge:
                 return type(value)(one(v) for v in value) if type(value) in (list, tuple) else value
             return value
 
-        if name in (
-            "to",
-            "type",
-            "long",
-            "int",
-            "float",
-            "double",
-            "half",
-            "bool",
-            "short",
-            "bfloat16",
-            "type_as",
-            "byte",
-        ):
+        if name in _CASTS:
             source = one(args[0])
             return source if source is not args[0] or source.requires_grad else None
         kwargs = {key: one(value) for key, value in kwargs.items() if key not in ("dtype", "out")}
@@ -186,14 +177,12 @@ class Knowledge:
         function = getattr(torch.Tensor, name.rstrip("_"), None) or getattr(torch.Tensor, f"__{name}__", None)
         if not isinstance(operands[0], torch.Tensor) or function is None:
             function = func or getattr(torch, name)
-        if func is not None and name in ("cat", "stack"):
-            function = func
         return function(*operands, **kwargs)
 
     def _comparison(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> Info:
         one, two = args[0], args[1] if len(args) > 1 else kwargs.get("other")
         if not isinstance(one, torch.Tensor):
-            one, two, name = two, one, _MIRRORED[name]
+            one, two, name = two, one, formulas.MIRRORED[name]
         info = self.info(one)
         plain = tracked.plain(two)
         if isinstance(two, torch.Tensor) and self.info(two) is None and two.numel() == 1 and not two.is_complex():
@@ -202,9 +191,9 @@ class Knowledge:
             special = self._counted(name, info, float(plain))
             if special is not None and special.shape == out.shape:
                 return Info(margins=special)
-        if isinstance(two, torch.Tensor) and (other := self.info(two)) is not None and self.info(one) is None:
-            if (other.count or other.choice) is not None and one.numel() == 1:
-                return self._comparison(_MIRRORED[name], (two, one), {}, out)
+        other = self.info(two)
+        if other is not None and (other.count or other.choice) is not None and info is None and one.numel() == 1:
+            return self._comparison(formulas.MIRRORED[name], (two, one), {}, out)
         a, b = self.real(one), self.real(two)
         if isinstance(a, torch.Tensor) and a.dtype is torch.bool:
             a = self._as_number(a)
@@ -221,6 +210,7 @@ class Knowledge:
         return hard if margins is None else hard + (margins - margins.detach())
 
     def _counted(self, name: str, info: Info, limit: float) -> torch.Tensor | None:
+        """The margins of comparing a count, or the index of the largest score, with a plain number."""
         if info.choice is not None and name in ("eq", "ne") and limit.is_integer():
             found = formulas.chosen(info.choice.scores, int(limit))
             return found if found is None or name == "eq" else -found
@@ -280,13 +270,12 @@ class Knowledge:
         if not (isinstance(scores, torch.Tensor) and scores.requires_grad):
             return None
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if name in ("topk", "sort") or not isinstance(dim, int | None):
+        if not isinstance(dim, int | None):
             return None
         scores = -scores if name == "argmin" else scores
         made = scores.reshape(-1) if dim is None else scores.movedim(dim, -1)
-        if made.shape[:-1] == out.shape:
-            return Choice(made)
-        made = made.unsqueeze(-1).movedim(-1, -2) if made.shape[:-1] != out.shape and out.shape[-1:] == (1,) else made
+        if made.shape[:-1] != out.shape and out.shape[-1:] == (1,):
+            made = made.unsqueeze(-2)  # keepdim
         return Choice(made) if made.shape[:-1] == out.shape else None
 
     def _count(self, name: str, args: Any, kwargs: Any) -> Count | None:
@@ -332,7 +321,9 @@ class Knowledge:
                 joined = getattr(torch, name)([m for m in margins if m is not None], *args[1:], **kwargs)
                 return Info(mirror=mirror, margins=joined)
             return Info(mirror=mirror, rows=self._rows(name, args))
-        function = getattr(torch.Tensor, name, None) or getattr(torch.Tensor, f"__{name}__")
+        function: Callable[..., torch.Tensor] = getattr(torch.Tensor, name, None) or getattr(
+            torch.Tensor, f"__{name}__"
+        )
 
         def move(values: torch.Tensor) -> torch.Tensor:
             return function(values, *args[1:], **kwargs)
@@ -360,7 +351,8 @@ class Knowledge:
         one, two = self.real(args[0]), self.real(args[1])
         rtol = kwargs.get("rtol", args[2] if len(args) > 2 else 1e-5)
         atol = kwargs.get("atol", args[3] if len(args) > 3 else 1e-8)
-        return atol + rtol * two.abs() - formulas.away(one - two)
+        margins: torch.Tensor = atol + rtol * two.abs() - formulas.away(one - two)
+        return margins
 
     def _first_mirrored(self, name: str, func: Any, args: Any, kwargs: Any, part: torch.Tensor) -> Info:
         with torch.enable_grad():
@@ -398,18 +390,20 @@ def rearranged(info: Info, move: Callable[[torch.Tensor], torch.Tensor]) -> Info
     )
 
 
-_COMPARISONS = {name: name for name in ("gt", "ge", "lt", "le", "eq", "ne")}
-
-
-_MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
-
-
 _LOGIC = {
     **dict.fromkeys(("and", "logical_and", "bitwise_and", "iand", "rand"), "and"),
     **dict.fromkeys(("or", "logical_or", "bitwise_or", "ior", "ror"), "or"),
     **dict.fromkeys(("xor", "logical_xor", "bitwise_xor", "ixor", "rxor"), "xor"),
     **dict.fromkeys(("invert", "logical_not", "bitwise_not"), "not"),
 }
+
+
+_CASTS = frozenset(
+    (
+        *("to", "type", "type_as", "bool", "byte", "short", "int", "long"),
+        *("half", "bfloat16", "float", "double"),
+    )
+)
 
 
 _KEEPS_ROWS = frozenset(("squeeze", "to", "clone", "contiguous", "flatten", "float", "long", "cpu", "view", "reshape"))

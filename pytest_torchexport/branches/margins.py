@@ -111,7 +111,8 @@ class MarginMode(Knowledge, TorchFunctionMode):
             return value  # a jump outside of the user's instrumented code: C code, or torch's own
         if name == "tolist":
             return self._list(tensor, value)
-        return self.note(self.number(tensor, value))
+        with torch.enable_grad():
+            return self.note(self.number(tensor, value))
 
     def number(self, tensor: torch.Tensor, value: Any) -> Any:
         """A Python number from a tensor of one element, tracked."""

@@ -32,8 +32,6 @@ Truth values, a `Loop` for each time that a loop was entered, a `Taken` for each
 
 _LIMIT = 20_000
 """Entries that are kept of one decision."""
-
-
 _VALUES = 1_000
 """Values that are kept of one loop."""
 
@@ -61,7 +59,7 @@ class Loop:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Loop) and (self.count, self.ended) == (other.count, other.ended)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # what it holds can change
 
     def __repr__(self) -> str:
         return f"{self.count} iteration{'' if self.count == 1 else 's'}"
@@ -81,7 +79,7 @@ class Taken:
             return np.array_equal(self.value, other.value)
         return repr(self.value) == repr(other.value)  # NaN is NaN here, and 1 is not 1.0
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # what it holds can change
 
     def __repr__(self) -> str:
         return repr(list(self.value)) if isinstance(self.value, torch.Size) else repr(self.value)
@@ -117,6 +115,7 @@ class Replay:
         self.whiles: dict[Site, Site] = {}
         self._model, self._is_users, self._hold = model, is_users, dict(hold or {})
         self._path: Path = {}
+        self._last: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once."""
@@ -327,6 +326,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
+    """A copy of what someone may change in place: lists, arrays."""
     if isinstance(value, list):
         return [_copied(one) for one in value]
     return value.copy() if isinstance(value, np.ndarray) else value

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _BASES = 4
 """Inputs from which a decision is tried to be flipped."""
 _STARTS, _GENERATIONS, _CHANCES = 3, 8, 60
-"""Drawn inputs from which gradients are followed; random changes for each outcome; random inputs without a new outcome."""
+"""Drawn inputs to follow gradients from; random changes for each outcome; random inputs without a new outcome."""
 _RETOLD, _TELLING = 12, 100
 """Changes of inputs that are tried for one that tells; what all of that may cost."""
 _PER_GOAL = 60
@@ -98,19 +98,20 @@ class Search(Explorer):
         """Inputs that come to the decision, with what would have to change there, the nearest first."""
         site, outcome = missing
         found: list[tuple[float, int, Known, Goal]] = []
-        for index, known in enumerate(self._pool):
-            if known.followed is None:
-                continue
-            for goal in _goals(site, outcome, known.followed):
-                if goal.instances(known.followed):
-                    found.append((_nearest(goal, known.followed), index, known, goal))
+        for index, (known, followed) in enumerate(self._followed()):
+            goals = [goal for goal in _goals(site, outcome, followed) if goal.instances(followed)]
+            found += [(_nearest(goal, followed), index, known, goal) for goal in goals]
         found.sort(key=lambda one: (one[0], one[1]))
         return [(known, goal) for _, _, known, goal in found[:_BASES]]
 
+    def _followed(self) -> list[tuple[Known, Followed]]:
+        """The inputs that have an instrumented run."""
+        return [(known, known.followed) for known in self._pool if known.followed is not None]
+
     def _drive_loops(self) -> None:
         """Make loops turn more often, and less: what is decided by a counter after or in them has no margin itself."""
-        for known in [one for one in self._pool if one.followed is not None][:_BASES]:
-            for loop in dict.fromkeys(test.loop for test in known.followed.tests if test.loop is not None):  # type: ignore[union-attr]
+        for known, followed in self._followed()[:_BASES]:
+            for loop in dict.fromkeys(test.loop for test in followed.tests if test.loop is not None):
                 for longer in (True, False):
                     self._drive(known, loop, longer=longer)
 
@@ -142,10 +143,8 @@ class Search(Explorer):
             return
         example = self._pool[0]
         path = path_of(self.runner, self.space.model, self.is_users, example.calls)
-        tested = {test.site for one in self._pool if one.followed is not None for test in one.followed.tests}
-        tested |= {
-            test.loop for one in self._pool if one.followed is not None for test in one.followed.tests if test.loop
-        }
+        tests = [test for _, followed in self._followed() for test in followed.tests]
+        tested = {test.site for test in tests} | {test.loop for test in tests}
         ceiling, self.budget = self.budget or 0, min(self.budget or 0, self.runs + _TELLING)
         for site in self.coverage.sites():
             if site not in tested:
@@ -191,10 +190,11 @@ class Search(Explorer):
                 return
 
     def _others(self, site: Site, outcome: Any, example: Known, generator: torch.Generator) -> Iterator[Calls]:
-        for known in [one for one in self._pool if one.followed is not None][:_BASES]:
-            for goal in _goals(site, outcome, known.followed):  # type: ignore[arg-type]
-                if goal.instances(known.followed) and self._left() >= FOLLOW:  # type: ignore[arg-type]
-                    reached = flip(self, self.space, goal, known.calls, known.followed)
+        """Inputs that may take the outcome: by gradient, particular ones, and by chance."""
+        for known, followed in self._followed()[:_BASES]:
+            for goal in _goals(site, outcome, followed):
+                if goal.instances(followed) and self._left() >= FOLLOW:
+                    reached = flip(self, self.space, goal, known.calls, followed)
                     if reached is not None:
                         yield reached
         constants = mine(self.space.model, self._codes())
@@ -218,7 +218,7 @@ class Search(Explorer):
             generator = torch.Generator().manual_seed(self.seed + number)
             base = bases[number]
             stream = candidates(self.space, base, constants, generator, stateful=bool(self.changing))
-            share = self._left() // (2 if number else 1) if number else int(0.75 * self._left())
+            share = self._left() // 2 if number else int(0.75 * self._left())
             self._try(stream, share, bases)
             number += 1
             if not self.coverage.missing():
@@ -246,10 +246,9 @@ class Search(Explorer):
 
     def _imply(self) -> None:
         """Learn what depends on arguments of which other values are now known to be accepted."""
-        for known in self._pool:
-            if known.followed is not None:
-                seen = known.observation.taken
-                self.coverage.depends(site for site in self._implied(known.followed) if site in seen)
+        for known, followed in self._followed():
+            seen = known.observation.taken
+            self.coverage.depends(site for site in self._implied(followed) if site in seen)
 
     def _handlers(self) -> int:
         """Number of `except` clauses that no input entered; whether one can is not known."""
@@ -262,17 +261,18 @@ class Search(Explorer):
         """Other inputs to start from, changes that bring a margin closer to zero, and what is drawn at random."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         draws = iter(self.draws)
-        for calls in islice(draws, _STARTS) if self.coverage.missing() else ():
-            observation = self._observe(calls)
-            if observation is not None and not self._keep(calls, observation) and self._left() >= FOLLOW:
-                self._learn(calls, observation)
+        for drawn in islice(draws, _STARTS) if self.coverage.missing() else ():
+            observation = self._observe(drawn)
+            if observation is not None and not self._keep(drawn, observation) and self._left() >= FOLLOW:
+                self._learn(drawn, observation)
         self._follow_gradients(attempted)
         for missing in self.coverage.missing():
             self._evolve(missing, generator)
         stop = self.runs + _CHANCES
         while (missing_now := self.coverage.missing()) and self._left() >= 1 and self.runs < stop:
             before = self.runs
-            tried = [*islice(draws, 2), *(mutated(self.space, one.calls, generator) for one in self._pool[:2])]
+            changed = (mutated(self.space, known.calls, generator) for known in self._pool[:2])
+            tried: list[Calls | None] = [*islice(draws, 2), *changed]
             for calls in tried:
                 observation = self._observe(calls) if calls is not None else None
                 for goal in missing_now:
