@@ -198,7 +198,7 @@ class Instruments(Builtins):
             return TrackedBool(not outcome, None if margin is None else -margin, size=size) if depends else not outcome
         if tracked.is_tracked(value):
             return TrackedBool(
-                not tracked.plain(value), _negative(tracked.margin_of(value)), size=tracked.is_size(value)
+                not tracked.plain(value), tracked.negative(tracked.margin_of(value)), size=tracked.is_size(value)
             )
         return not value
 
@@ -393,10 +393,6 @@ def _keeps(function: Any) -> bool:
 
 
 _CONTAINERS = (list, tuple, set, frozenset, dict, enumerate, zip, reversed, map, filter, abs, round, divmod, pow)
-
-
-def _negative(margin: torch.Tensor | None) -> torch.Tensor | None:
-    return None if margin is None else -margin
 
 
 def _at(named: Mapping[str, Any], path: str) -> Any:

@@ -111,20 +111,21 @@ class MarginMode(Knowledge, TorchFunctionMode):
             return value  # a jump outside of the user's instrumented code: C code, or torch's own
         if name == "tolist":
             return self._list(tensor, value)
-        with torch.enable_grad():
-            return self.note(self.number(tensor, value))
+        return self.note(self.number(tensor, value))
 
     def number(self, tensor: torch.Tensor, value: Any) -> Any:
         """A Python number from a tensor of one element, tracked."""
         info = self.info(tensor) or Info()
         if isinstance(value, bool):
-            margin = self.margin(tensor)
-            return TrackedBool(value, None if margin is None else formulas.as_real(margin))
-        real = self.real(tensor)
-        differentiable = isinstance(real, torch.Tensor) and real.requires_grad and not real.is_complex()
-        count = Count(info.count.margins.reshape(-1), info.count.unit) if info.count is not None else None
-        choice = Choice(info.choice.scores.reshape(-1)) if info.choice is not None else None
-        origin = Origin(formulas.as_real(real) if differentiable else None, count, choice)
+            with torch.enable_grad():
+                margin = self.margin(tensor)
+                return TrackedBool(value, None if margin is None else formulas.as_real(margin))
+        with torch.enable_grad():
+            real = self.real(tensor)
+            differentiable = isinstance(real, torch.Tensor) and real.requires_grad and not real.is_complex()
+            count = Count(info.count.margins.reshape(-1), info.count.unit) if info.count is not None else None
+            choice = Choice(info.choice.scores.reshape(-1)) if info.choice is not None else None
+            origin = Origin(formulas.as_real(real) if differentiable else None, count, choice)
         if isinstance(value, int):
             return TrackedInt(value, origin)
         return TrackedFloat(value, origin) if isinstance(value, float) else value

@@ -188,8 +188,14 @@ def margin_of(value: Any) -> torch.Tensor | None:
 def negated(value: Any) -> Any:
     """`not value`."""
     if isinstance(value, TrackedBool):
-        return TrackedBool(not value.value, None if value.margin is None else -value.margin, size=value.size)
+        return TrackedBool(not value.value, negative(value.margin), size=value.size)
     return not value
+
+
+def negative(margin: torch.Tensor | None) -> torch.Tensor | None:
+    """The margin of the opposite."""
+    with torch.enable_grad():
+        return None if margin is None else -margin
 
 
 def both(one: Any, other: Any) -> Any:
@@ -208,7 +214,8 @@ def _joined(one: Any, other: Any, value: bool, join: Callable[..., torch.Tensor]
     if len(margins) < 2:
         # Of a plain value nothing can be changed: where it does not decide alone, the other one does.
         return TrackedBool(value, margins[0] if margins else None, size=size)
-    return TrackedBool(value, join(margins[0], margins[1].to(margins[0])), size=size)
+    with torch.enable_grad():
+        return TrackedBool(value, join(margins[0], margins[1].to(margins[0])), size=size)
 
 
 # --- arithmetic and comparison ------------------------------------------------------------------------------------
