@@ -93,7 +93,7 @@ class Judge:
         return self._finding(trial, record, comparison) if comparison.disagreeing else None
 
     def comparison(self, trial: Trial, record: Record, asked: SecondOpinion | None) -> Comparison:
-        """Everything that eager and the program did on the input, compared; `asked` is who judges values that differ."""
+        """Everything that eager and the program did on an input; `asked` judges values that differ."""
         return compare_records(
             trial.record,
             record,

@@ -297,7 +297,10 @@ class Instruments(Builtins):
             if special is not None and args and not kwargs:
                 return special(self, function, *args)
             if _keeps(function):
+                begun = self.begun()
                 made = function(*args, **kwargs)
+                if isinstance(made, list | tuple | set | frozenset | dict) and args:
+                    self.collected(begun, made)  # of a generator that filters
                 if isinstance(made, set | frozenset) and any(map(tracked.is_tracked, made)):
                     self._collections[id(made)] = (made, Origin())  # how many differ depends on the numbers
                 return made
@@ -326,7 +329,8 @@ class Instruments(Builtins):
         outputs = [one for one in (made if isinstance(made, list | tuple) else [made]) if isinstance(one, torch.Tensor)]
         unknown = [one for one in outputs if self.mode.info(one) is None]
         given = (*args, *kwargs.values())
-        if unknown and any(isinstance(one, torch.Tensor) and self.mode.info(one) is not None for one in given):
+        known = (isinstance(one, Array) or (isinstance(one, torch.Tensor) and self.mode.info(one)) for one in given)
+        if unknown and any(known):
             for one in unknown:
                 self.mode.know(one, Info())
 

@@ -227,7 +227,10 @@ class Search(Explorer):
     def _try(self, stream: Iterable[Candidate], share: int, bases: list[Calls]) -> None:
         stop = self.runs + share
         options = sum(len(values) for values in self.space.alternatives().values())
-        patience = options + 8 * len(self.space.sizes()) + 24 * bool(self.changing) + 40 * self._handlers()
+        # What becomes of a number, or decides on a size or state, is not always seen.
+        numbers = any(site.kind is Kind.NUMBER for site in self.coverage.sites())
+        patience = options + 16 * numbers + 8 * len(self.space.sizes())
+        patience += 24 * bool(self.changing) + 40 * self._handlers()
         for index, (label, calls) in enumerate(stream):
             missing = self.coverage.missing()
             if self.runs >= stop or (not missing and index >= patience):

@@ -47,6 +47,9 @@ class Twins:
         if isinstance(model, torch.nn.Module):
             for module in model.modules():
                 self.add(module)
+                for hooks in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 there is no other list
+                    for hook in hooks.values():
+                        self.add(hook)
 
     def add(self, called: Any) -> None:
         """Swap what runs when this is called, if it is the user's and not swapped yet."""

@@ -48,6 +48,11 @@ def is_users(filename: str) -> bool:
     return not filename.startswith(_ROOTS)
 
 
+def is_installed(filename: str) -> bool:
+    """Whether a file is part of an installed package: a library, that is, and not the code under development."""
+    return any(part in _INSTALLED for part in Path(filename).parts)
+
+
 def user_code(entries: Iterable[str]) -> Callable[[str], bool]:
     """Whether a file is the user's, as `is_users` says, changed by the entries.
 
