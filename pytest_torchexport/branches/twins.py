@@ -47,7 +47,7 @@ class Twins:
         if isinstance(model, torch.nn.Module):
             for module in model.modules():
                 self.add(module)
-                for hooks in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 there is no other list
+                for hooks in (module._forward_pre_hooks, module._forward_hooks):
                     for hook in hooks.values():
                         self.add(hook)
 

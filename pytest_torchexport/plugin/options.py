@@ -72,7 +72,8 @@ BRANCHES = Option(
 SEARCH_BUDGET = Option(
     "search-budget",
     "N",
-    f"Runs of the eager module that the branch search of a test may use (default: {DEFAULT_SEARCH_BUDGET}, fewer for a large one)",
+    "Runs of the eager module that the branch search of a test may use "
+    f"(default: {DEFAULT_SEARCH_BUDGET}, fewer for a large one)",
 )
 USER_CODE = Option(
     "user-code",
