@@ -54,7 +54,10 @@ class Builtins(ABC):
         torchs = _as_it_is if function is float else tracked.ROUNDED["trunc"]
         made = tracked.through(function(tracked.plain(value)), torchs, value)
         origin = value.origin
-        made.origin = Origin(made.origin.real, origin.count, origin.choice, size=origin.size)
+        count = origin.count
+        if function is int and count is not None and not float(count.unit).is_integer():
+            count = None  # what is cut off is no count any more
+        made.origin = Origin(made.origin.real, count, origin.choice, size=origin.size)
         return made
 
     def _taken_from(self, function: Any, tensor: torch.Tensor) -> Any:
@@ -77,22 +80,24 @@ class Builtins(ABC):
         if isinstance(values, torch.Tensor):
             return function(values)
         parts: list[TrackedBool | bool] = []
-        depends = size = False
+        sizes: list[bool] = []
         for value in values:
             outcome, margin, of_size, known = self._judge(value)
-            depends, size = depends or known, size or of_size
+            sizes += [of_size] if known else []
             parts.append(TrackedBool(outcome, margin, size=of_size) if known else outcome)
             if outcome is (function is any):
                 break
         result = function(bool(part) for part in parts)
-        if not depends:
+        if not sizes:
             return result
         with torch.enable_grad():
             margins = [part.margin for part in parts if isinstance(part, TrackedBool) and part.margin is not None]
             if not margins:
-                return TrackedBool(result, None, size=size)
+                return TrackedBool(result, None, size=all(sizes))
             joined = torch.stack([margin.to(torch.float64) for margin in margins])
-            return TrackedBool(result, formulas.at_least(joined, 1 if function is any else len(margins)), size=size)
+            return TrackedBool(
+                result, formulas.at_least(joined, 1 if function is any else len(margins)), size=all(sizes)
+            )
 
     def extreme(self, function: Any, *values: Any) -> Any:
         """`max`, `min`, `sum`, `sorted` over numbers: comparing tracked ones keeps them tracked."""

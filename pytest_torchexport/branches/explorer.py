@@ -226,14 +226,19 @@ class Explorer:
             return False
         if goal.loop is not None:
             before = self.coverage.example_took(goal.loop) if goal.beyond is None else goal.beyond
-            reached = observation.taken.get(goal.loop) not in (None, before)
+            reached = self._differs(observation.taken.get(goal.loop), before)
         elif goal.site.kind is Kind.NUMBER:
-            reached = observation.taken.get(goal.site) not in (None, self.coverage.example_took(goal.site))
+            reached = self._differs(observation.taken.get(goal.site), self.coverage.example_took(goal.site))
         else:
             reached = goal.outcome in observation.taken.get(goal.site, ())
         if reached:
             self._keep(calls, observation)
         return reached
+
+    @staticmethod
+    def _differs(taken: Any, before: Any) -> bool:
+        """Whether there are other counts, or values, than before."""
+        return taken is not None and set(taken) != set(before or ())
 
     def _observe(self, calls: Calls) -> Observation | None:
         """Run an input under observation; None where eager rejects it, or nothing is left."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -172,7 +171,9 @@ def _judged(prober: Prober, goal: Goal, calls: Calls, followed: Followed, *, fre
 
 def _next(prober: Prober, space: Space, goal: Goal, way: _Way) -> _Way | Calls | None:
     """One step further, shorter where the full one loses the way."""
-    for part, _ in itertools.product(_PARTS, range(3)):
+    parts = list(_PARTS)
+    while parts:
+        part, kept, exact = parts[0], len(way.keep), way.exact
         calls = _moved(space, goal, way, part)
         if calls is None:
             return None
@@ -180,18 +181,19 @@ def _next(prober: Prober, space: Space, goal: Goal, way: _Way) -> _Way | Calls |
         if isinstance(found, tuple):
             return found
         if found is None:
+            if len(way.keep) == kept:  # nothing was learned: the same step would lead to the same place
+                parts.pop(0)
             continue
         before, after = abs(way.margin), abs(found.margin)
         if after < 0.95 * before or (goal.nth is not None and found.position != way.position):
             return found
         if not way.exact and after <= 1.5 * _spare(way):
             # The overshoot is all that is left: a margin that never exceeds zero wants to be hit exactly.
-            way.exact = True
+            way.exact = not exact
             continue
         if part < 1.0:
             return found if after < before else None
-        if after >= before:
-            break  # the gradient does not tell the truth: a shorter step may still
+        break  # the gradient does not tell the truth: a shorter step may still
     return _small_step(prober, space, goal, way)
 
 

@@ -49,8 +49,8 @@ def follow(
         warnings.simplefilter("ignore")  # what the user's code has to say, it says in the other runs
         try:
             followed.record = runner(calls, program=program)
-        except Endless as error:
-            followed.record = Record(error=RuntimeError(str(error)))
+        except Endless:
+            followed.record = Record(error=RuntimeError("it takes far longer than the example: its loop may never end"))
     followed.lookups = program.mode.lookups
     followed.record.outputs = containers.rebuild(followed.record.outputs, tracked.plain)
     return followed

@@ -100,6 +100,7 @@ class Followed:
 
     def gradient(self, of: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
         """The gradient of a margin (or number) with respect to each leaf that it depends on."""
+        self.table_gradients = []
         if not of.requires_grad or not self.leaves:
             return {}
         tables = [lookup.output for lookup in self.lookups]

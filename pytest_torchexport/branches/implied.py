@@ -159,7 +159,7 @@ def _leading_out(source: Source) -> set[tuple[Site, bool]]:
     found: set[tuple[Site, bool]] = set()
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Assert):
-            found.update(one for one in _forcing(source, node.test, truth=False) if one[1] is False)
+            found.update(_forcing(source, node.test, truth=False))
         elif isinstance(node, ast.If):
             if _raises(node.body):
                 found.update(_forcing(source, node.test, truth=True))

@@ -91,7 +91,7 @@ _TWINS: dict[tuple[str, types.CodeType], types.CodeType | None] = {}
 class _Relay:
     """Stands in the constants of all twins; `target` is the runtime of the run that is on."""
 
-    target: Runtime
+    target: Runtime | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.target, name)
@@ -444,14 +444,32 @@ def _escapes(body: list[ast.stmt]) -> bool:
             return True
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
-        inner = [child for child in ast.walk(statement) if isinstance(child, ast.Return)]
-        if inner:
-            return True
-        if not isinstance(statement, ast.For | ast.While) and _escapes(
-            [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)]
-        ):
+        inner = _statements_in(statement)
+        if isinstance(statement, ast.For | ast.While):  # a `break` in there leaves the inner loop
+            inner = [one for one in inner if not isinstance(one, ast.Break)]
+            if any(isinstance(one, ast.Return) or (_statements_in(one) and _returns(one)) for one in inner):
+                return True
+        elif _escapes(inner):
             return True
     return False
+
+
+def _returns(statement: ast.stmt) -> bool:
+    """Whether a statement may return from the function that it stands in."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return False
+    return isinstance(statement, ast.Return) or any(map(_returns, _statements_in(statement)))
+
+
+def _statements_in(statement: ast.stmt) -> list[ast.stmt]:
+    """The statements right inside another one, those of its clauses and cases included."""
+    found: list[ast.stmt] = []
+    for child in ast.iter_child_nodes(statement):
+        if isinstance(child, ast.stmt):
+            found.append(child)
+        elif isinstance(child, ast.ExceptHandler | ast.match_case):
+            found += child.body
+    return found
 
 
 def _is_not(node: ast.expr) -> bool:
@@ -462,7 +480,8 @@ def _is_comparison(pattern: ast.pattern) -> bool:
     if isinstance(pattern, ast.MatchOr):
         return all(_is_comparison(one) and not isinstance(one, ast.MatchAs) for one in pattern.patterns)
     if isinstance(pattern, ast.MatchAs):
-        return pattern.pattern is None or (pattern.name is None and _is_comparison(pattern.pattern))
+        inner = pattern.pattern
+        return inner is None or (not isinstance(inner, ast.MatchAs) and _is_comparison(inner))
     return isinstance(pattern, (ast.MatchValue, ast.MatchSingleton))
 
 

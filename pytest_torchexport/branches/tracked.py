@@ -210,7 +210,7 @@ def either(one: Any, other: Any) -> Any:
 
 def _joined(one: Any, other: Any, value: bool, join: Callable[..., torch.Tensor]) -> TrackedBool:  # noqa: FBT001
     margins = [m for m in (margin_of(one), margin_of(other)) if m is not None]
-    size = any(isinstance(v, TrackedBool) and v.size for v in (one, other))
+    size = is_size(one, other)
     if len(margins) < 2:
         # Of a plain value nothing can be changed: where it does not decide alone, the other one does.
         return TrackedBool(value, margins[0] if margins else None, size=size)
@@ -320,7 +320,7 @@ def _still_counts(made: Any, name: str, one: Any, two: Any) -> Any:
     count = None
     if name == "add" and counts[0] and counts[1] and counts[0].unit == counts[1].unit:
         count = Count(torch.cat([counts[0].margins, counts[1].margins.to(counts[0].margins)], -1), counts[0].unit)
-    elif name == "add" and (plain(one) == 0 or plain(two) == 0):
+    elif name == "add" and any(not is_tracked(v) and plain(v) == 0 for v in (one, two)):
         count = counts[0] or counts[1]
     elif name in ("truediv", "mul") and counts[0] and not is_tracked(two) and plain(two) > 0:
         factor = float(two) if name == "mul" else 1 / float(two)

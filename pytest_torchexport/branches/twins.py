@@ -29,6 +29,7 @@ class Twins:
         self._kept: list[Any] = []
 
     def __enter__(self) -> Self:
+        self._outer = RELAY.target
         RELAY.target = self._runtime
         return self
 
@@ -36,6 +37,7 @@ class Twins:
         for function, code in self._swapped.items():
             function.__code__ = code
         self._swapped.clear()
+        RELAY.target = self._outer
 
     def codes(self) -> list[types.CodeType]:
         """The code of the functions that have a twin now."""
