@@ -27,7 +27,7 @@ Calls = tuple["Call", ...]
 
 _STEPS = 12
 """Steps before a decision is given up; margins are mostly close to linear, and most decisions flip in one to three."""
-_PARTS = (1.0, 0.5, 0.2)
+_PARTS = (1.0, 0.5, 0.2, 0.05, 0.01)
 """How much of a step is taken, in this order, until one does not lose the way."""
 _OVERSHOOT = 0.1
 """How far past its limit a margin is aimed, as a part of the distance to it."""
@@ -170,13 +170,14 @@ def _judged(prober: Prober, goal: Goal, calls: Calls, followed: Followed, *, fre
 
 
 def _next(prober: Prober, space: Space, goal: Goal, way: _Way) -> _Way | Calls | None:
-    """One step further, shorter where the full one loses the way."""
+    """One step further, shorter where the full one loses the way or leads no nearer."""
     parts = list(_PARTS)
+    nearest: _Way | None = None
     while parts:
-        part, kept, exact = parts[0], len(way.keep), way.exact
-        calls = _moved(space, goal, way, part)
+        kept = len(way.keep)
+        calls = _moved(space, goal, way, parts[0])
         if calls is None:
-            return None
+            break
         found = _tried(prober, goal, way, calls)
         if isinstance(found, tuple):
             return found
@@ -189,21 +190,12 @@ def _next(prober: Prober, space: Space, goal: Goal, way: _Way) -> _Way | Calls |
             return found
         if not way.exact and after <= 1.5 * _spare(way):
             # The overshoot is all that is left: a margin that never exceeds zero wants to be hit exactly.
-            way.exact = not exact
+            way.exact = True
             continue
-        if part < 1.0:
-            return found if after < before else None
-        break  # the gradient does not tell the truth: a shorter step may still
-    return _small_step(prober, space, goal, way)
-
-
-def _small_step(prober: Prober, space: Space, goal: Goal, way: _Way) -> _Way | Calls | None:
-    """A quarter of a step, if that brings the margin any closer."""
-    calls = _moved(space, goal, way, 0.25)
-    found = _tried(prober, goal, way, calls) if calls is not None else None
-    if isinstance(found, _Way) and abs(found.margin) >= abs(way.margin):
-        return None
-    return found
+        if after < (before if nearest is None else abs(nearest.margin)):
+            nearest = found
+        parts.pop(0)
+    return nearest
 
 
 def _tried(prober: Prober, goal: Goal, way: _Way, calls: Calls) -> _Way | Calls | None:
