@@ -230,6 +230,8 @@ def _spare(way: _Way) -> float:
     """How far past zero a step aims."""
     gradient = way.gradient()
     reach = sum(float(g.norm()) * float(way.followed.leaves[key].detach().norm()) for key, g in gradient.items())
+    if way.exact:  # at the very edge of a narrow band, a hair more is wanted; an equality is met by now
+        return 1e-6 * (1 + reach) if abs(way.margin) < 1e-6 * (1 + reach) else 0.0
     return max(_OVERSHOOT * abs(way.margin), 1e-4 * reach / max(1.0, len(gradient)), 1e-7)
 
 
@@ -238,7 +240,7 @@ def _moved(space: Space, goal: Goal, way: _Way, part: float) -> Calls | None:
     gradient, tables = way.gradient(), way.followed.table_gradients
     if not math.isfinite(way.margin):
         return None
-    aim = 0.0 if way.exact else _spare(way)
+    aim = _spare(way)
     change = (aim if goal.outcome else -aim) - way.margin
     wishes = [Wish(gradient, part * change), *_kept(way)]
     numbers = _numbers(space, way.calls)
