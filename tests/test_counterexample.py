@@ -15,9 +15,10 @@ from pytest_torchexport.branches.observation import Observing
 from pytest_torchexport.counterexample import EVALUATIONS, shrunk, simplest
 from pytest_torchexport.diagnose.cause import Finding
 from pytest_torchexport.draft import Failure
+from pytest_torchexport.eager import eager_run
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make
-from pytest_torchexport.reference import Trial, eager_run, make_reference
+from pytest_torchexport.reference import Trial, make_reference
 from pytest_torchexport.subject.call import Call
 from pytest_torchexport.subject.run import Record
 from pytest_torchexport.subject.source import user_code
@@ -216,7 +217,7 @@ def test_what_goes_wrong_leaves_the_input_as_it_was(tmp_path: Path) -> None:
 
 
 def test_an_assumption_that_raises_excludes_an_input(tmp_path: Path) -> None:
-    judged = []
+    judged: list[Any] = []
 
     def assume(x: torch.Tensor) -> bool:
         return not judged or 1 / float(x.max() > 2.5) > 0

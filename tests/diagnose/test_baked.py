@@ -16,6 +16,7 @@ from torch.export import Dim
 
 from pytest_torchexport import Backend, Cause, Exported, ExportRequest, Location, Outcome, Suspicion, Verdict
 from pytest_torchexport import check as check_fully
+from pytest_torchexport.branches.replay import Replay
 from pytest_torchexport.diagnose import baked
 from pytest_torchexport.subject.state import Snapshot
 
@@ -638,7 +639,7 @@ def test_a_pass_costs_no_replay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replays_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
 
-    class Counting(baked.Replay):
+    class Counting(Replay):
         def __init__(self, model: Any, is_users: Any, hold: Any = None) -> None:
             held.append(bool(hold))
             super().__init__(model, is_users, hold)

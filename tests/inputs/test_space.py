@@ -12,8 +12,9 @@ import torch
 from torch.export import Dim
 
 from pytest_torchexport import UsageError, booleans, floats, integers, optional, sampled_from
+from pytest_torchexport.inputs.options import LEFT_OUT
 from pytest_torchexport.inputs.shapes import normalise
-from pytest_torchexport.inputs.space import LEFT_OUT, Space
+from pytest_torchexport.inputs.space import Space
 from pytest_torchexport.subject.call import Call, bind
 from pytest_torchexport.subject.equality import identical
 
