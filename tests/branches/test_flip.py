@@ -168,7 +168,7 @@ def band_with_numpy(x: torch.Tensor) -> Any:
     return x
 
 
-@way(beyond="the first step goes far beyond the band, the shorter ones still do")
+@way()
 def band_of_squares(x: torch.Tensor) -> Any:
     if 4321.0 < x.var() < 4325.0:
         return x * 2
@@ -504,7 +504,7 @@ def whole_numbers(tokens: torch.Tensor) -> Any:
     return tokens
 
 
-@way(TOKENS, inputs={"tokens": integers(0, 99999)}, beyond="what a step aims at is beyond a band as narrow as this")
+@way(TOKENS, inputs={"tokens": integers(0, 99999)})
 def whole_numbers_in_a_narrow_band(tokens: torch.Tensor) -> Any:
     if 54321 < tokens[0].sum() < 54325:
         return tokens * 2
