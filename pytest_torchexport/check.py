@@ -15,7 +15,7 @@ from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.counterexample import remember, shrunk, simplest
 from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked
 from pytest_torchexport.diagnose.cause import Finding, attribute
-from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger
+from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger, compared_only
 from pytest_torchexport.diagnose.separation import to_blame
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
 from pytest_torchexport.eager import Unstable, agrees_with_itself
@@ -255,6 +255,7 @@ class _Story:
         failures: list[Failure] = []
         agreeing: list[Trial] = []
         unjudged: list[tuple[Trial, str]] = []
+        uncompared: dict[str, str] = {}
         # A call that raises comes last: torch.compile runs a function that has raised in eager from then on.
         for trial in sorted(reference.trials, key=lambda trial: trial.record.error is not None):
             with self.draft.at(Stage.RUN):
@@ -263,6 +264,7 @@ class _Story:
                 if trial.kind == "extra" or self._is_declared(record.error.argument):
                     return self.draft.fixed_argument(record.error, trial)
                 self.draft.note(NotChecked(f"input {trial.label}", record.error.reason))
+                uncompared[trial.label] = record.error.reason
                 continue
             if isinstance(record.error, NothingCompiled) and trial.record.error is None:
                 self.draft.facts["details"] = dict(program.exported.details)
@@ -287,9 +289,12 @@ class _Story:
         named = any(trial.kind in ("example", "extra") for trial, _ in unjudged)
         if unjudged and not failures and (named or len(unjudged) > len(self.draft.inputs)):
             return self.draft.outcome(Verdict.INVALID, f"on the input {unjudged[0][0].label}, {unjudged[0][1]}")
-        self.draft.note(*branches_ledger(reference.coverage, self.policy.min_coverage))
+        uncompared |= {trial.label: why for trial, why in unjudged}
+        coverage = compared_only(reference.coverage, uncompared, {tried.label for tried in self.draft.inputs})
+        self.draft.facts["branches"] = coverage
+        self.draft.note(*branches_ledger(coverage, self.policy.min_coverage))
         if not failures:
-            too_few = reference.coverage and below_minimum(reference.coverage, self.policy.min_coverage)
+            too_few = coverage and below_minimum(coverage, self.policy.min_coverage)
             return self.draft.outcome(Verdict.INVALID, too_few) if too_few else self.draft.equivalent()
         return self._not_equivalent(judge, failures, agreeing)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import sys
+import types
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -86,6 +88,9 @@ class Reference:
     def states(self, exported: Mapping[str, Any] | None, *, complete: bool = False) -> StateView:
         """Eager's starting state beside the loaded program's; complete if that is the module's own."""
         return StateView(self.start, exported, self.buffers, complete)
+
+
+_PYTHON_TRACERS = (types.NoneType, types.FunctionType, types.MethodType)
 
 
 class ReferenceStore:
@@ -193,7 +198,10 @@ def _run_and_watch(
     if search is None or not search.has_decisions:
         return eager_run(plan, snapshot, reference, calls), None
     observation = search.watch(calls, kind, label)
-    return observation.record, observation.taken
+    if isinstance(sys.gettrace(), _PYTHON_TRACERS) or observation.record.error is not None:
+        return observation.record, observation.taken
+    # A tracer written in C (coverage.py's) pauses while this one observes: it shall see what the input ran.
+    return eager_run(plan, snapshot, reference, calls), observation.taken
 
 
 def _add_found(plan: Plan, snapshot: Snapshot, reference: Reference, search: Search) -> None:

@@ -375,7 +375,7 @@ class _Search:
             return (
                 Cause.BAKED_BRANCH if isinstance(first, Taken) and isinstance(first.value, bool) else Cause.BAKED_VALUE
             )
-        return Cause.BAKED_VALUE if site.kind is Kind.LOOP and self.whiles.get(site) is None else Cause.BAKED_BRANCH
+        return Cause.BAKED_VALUE if site.kind is Kind.LOOP and isinstance(first, Loop) else Cause.BAKED_BRANCH
 
     def _is_on_sizes(self, suspect: _Suspect, trial: Trial) -> bool:
         site = suspect.site

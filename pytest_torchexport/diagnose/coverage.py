@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_torchexport.outcome import BranchCoverage, BranchOutcome, Decision, NotChecked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 EXCLUSION = "# export: no branch"
 """The comment on a line that takes its decisions out of the count."""
@@ -23,6 +24,28 @@ def condition(decision: Decision) -> str:
 def tried(outcome: BranchOutcome) -> str:
     """What was tried for an outcome that was not reached."""
     return f"tried: {outcome.tried}" if outcome.tried else "no input took it"
+
+
+def compared_only(
+    coverage: BranchCoverage | None, uncompared: Mapping[str, str], compared: Collection[str]
+) -> BranchCoverage | None:
+    """The coverage without outcomes whose input could not be compared with this program.
+
+    Args:
+        coverage: what the inputs took in eager.
+        uncompared: labels of the inputs that were not compared, and why.
+        compared: labels of those that were.
+    """
+    if coverage is None or not uncompared:
+        return coverage
+
+    def one(outcome: BranchOutcome) -> BranchOutcome:
+        if outcome.input not in uncompared or outcome.input in compared:
+            return outcome
+        return BranchOutcome(outcome.outcome, tried=f"an input that was not compared: {uncompared[outcome.input]}")
+
+    decisions = [replace(d, outcomes=tuple(map(one, d.outcomes))) for d in coverage.decisions]
+    return replace(coverage, decisions=tuple(decisions))
 
 
 def branches_ledger(coverage: BranchCoverage | None, minimum: float | None = None) -> list[NotChecked]:
