@@ -59,7 +59,7 @@ def test_most_is_reached_in_modules_that_the_search_was_not_built_for(seed: int)
     found = tally(cases(*HELD_OUT), seed=seed)
     assert found.reachable > 200
     assert not found.impossible, "an outcome that no input takes is reported as reached"
-    assert found.ratio >= 0.9, found.missed  # measured: 0.938, 0.912 and 0.916 with the seeds 0, 1 and 2
+    assert found.ratio >= 0.9, found.missed  # measured: 0.960, 0.942 and 0.942 with the seeds 0, 1 and 2
 
 
 FAR = {"grey card", "contrast boost", "text gate", "tool call gate", "wake word", "digit sum", "signal triage"}
