@@ -22,7 +22,7 @@ from pytest_torchexport.subject import source
 from pytest_torchexport.subject.state import Snapshot, buffer_names, parameter_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pytest_torchexport.branches.followed import Runner
     from pytest_torchexport.branches.observation import Taken
@@ -168,15 +168,21 @@ def _search(plan: Plan, snapshot: Snapshot, reference: Reference) -> Search | No
         return None
     return Search(
         runner=runner(plan, snapshot, reference),
-        space=space_of(plan),
+        model=plan.model,
+        make_space=functools.partial(space_of, plan),
         is_users=source.user_code(plan.user_code),
         budget=plan.search_budget if plan.branches == "search" else 0,
         seed=plan.seed,
-        state=snapshot.live(),
+        read_state=snapshot.live,
         accepts=functools.partial(_may_be_tried, plan),
-        draws=draw.generate(
-            plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed + 1, calls=plan.calls
-        ),
+        draws=_further_draws(plan),
+    )
+
+
+def _further_draws(plan: Plan) -> Iterator[tuple[Call, ...]]:
+    """Inputs from another seed; nothing is made before the first is asked for."""
+    yield from draw.generate(
+        plan.model, plan.example, plan.inputs, plan.dynamic_shapes, seed=plan.seed + 1, calls=plan.calls
     )
 
 

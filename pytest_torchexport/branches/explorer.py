@@ -6,6 +6,7 @@ import ast
 import math
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.branches.coverage import Coverage
@@ -68,11 +69,12 @@ class Explorer:
 
     Args:
         runner: runs eager from the starting state.
-        space: what may vary.
+        model: the user's.
+        make_space: says what may vary; asked only if the model decides anything.
         is_users: whether the code of a file counts as the user's.
         budget: how many runs it may cost; 0 observes only, None is the default: fewer for a model that takes longer.
         seed: the source of chance.
-        state: tensors of the model's state by name.
+        read_state: gives the tensors of the model's state by name.
         accepts: whether an input is one that the model is meant for (`assume`).
         draws: further generated inputs.
 
@@ -86,11 +88,12 @@ class Explorer:
     """
 
     runner: Runner
-    space: Space
+    model: Callable[..., Any]
+    make_space: Callable[[], Space]
     is_users: Callable[[str], bool]
     budget: int | None
     seed: int
-    state: Mapping[str, Any]
+    read_state: Callable[[], Mapping[str, Any]]
     accepts: Callable[[Calls], bool]
     draws: Iterable[Calls] = ()
     coverage: Coverage = field(default_factory=Coverage)
@@ -103,6 +106,16 @@ class Explorer:
     _pool: list[Known] = field(default_factory=list)
     _accepted: set[str] = field(default_factory=set)
     _efforts: dict[tuple[Site, Any], dict[str, int]] = field(default_factory=dict)
+
+    @cached_property
+    def space(self) -> Space:
+        """What may vary."""
+        return self.make_space()
+
+    @cached_property
+    def state(self) -> Mapping[str, Any]:
+        """Tensors of the model's state by name."""
+        return self.read_state()
 
     # --- the inputs that are there anyway -------------------------------------------------------------------------
 
@@ -119,7 +132,7 @@ class Explorer:
         if self.budget is None:
             self.budget = max(_LEAST, min(BUDGET, round(BUDGET * _WORK / max(observing.work, 1.0))))
         self.has_decisions = bool(observation.taken) or observing.decides
-        code = getattr(forward_of(self.space.model), "__code__", None)
+        code = getattr(forward_of(self.model), "__code__", None)
         if code is not None and source_of(code.co_filename) is None:
             why = f"there is no source of {code.co_filename}: its decisions are not observed. Put the model into a file"
             self.notes["branches of forward"] = why
@@ -168,7 +181,7 @@ class Explorer:
 
     def _implied(self, followed: Followed) -> Iterable[Site]:
         """The decisions that depend on the input because others, or arguments that are no tensors, do."""
-        root = getattr(forward_of(self.space.model), "__code__", None)
+        root = getattr(forward_of(self.model), "__code__", None)
         plain = {path for path, one in self.space.numbers(self.space.example).items() if not one.value.dim()}
         names = {path for path in (*self._accepted, *plain) if path.isidentifier()}
         known = self.coverage.sites()
