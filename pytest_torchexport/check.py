@@ -31,7 +31,7 @@ from pytest_torchexport.judge import Judge, Unjudged
 from pytest_torchexport.outcome import Input, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make
-from pytest_torchexport.reference import Reference, ReferenceStore, Trial
+from pytest_torchexport.reference import ReferenceStore
 from pytest_torchexport.subject import devices
 from pytest_torchexport.subject.state import Snapshot, parameter_marks
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.backends.base import Backend, Exported
     from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.trials import Reference, Trial
 
 __all__ = [
     "Policy",

@@ -19,8 +19,9 @@ from pytest_torchexport.eager import Unstable, agrees_with_itself, eager_run
 from pytest_torchexport.errors import ConventionError, NothingCompiled, UsageError
 from pytest_torchexport.inputs.shrink import shrink
 from pytest_torchexport.outcome import Cause
-from pytest_torchexport.reference import Trial, accepts, space_of
+from pytest_torchexport.reference import accepts, space_of
 from pytest_torchexport.subject import containers, source
+from pytest_torchexport.trials import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from pytest_torchexport.memory import Memory
     from pytest_torchexport.plan import Plan
     from pytest_torchexport.program import Program
-    from pytest_torchexport.reference import Reference
     from pytest_torchexport.subject.call import Call
     from pytest_torchexport.subject.run import Record
     from pytest_torchexport.subject.state import Snapshot
+    from pytest_torchexport.trials import Reference
 
 EVALUATIONS = 100
 """So often a small model and its program are run while an input is made simple."""

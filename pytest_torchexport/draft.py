@@ -15,7 +15,7 @@ from pytest_torchexport.diagnose.cause import Attribution, Finding
 from pytest_torchexport.diagnose.refusal import explain
 from pytest_torchexport.memory import Memory
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
-from pytest_torchexport.reference import ReferenceStore, Trial
+from pytest_torchexport.reference import ReferenceStore
 from pytest_torchexport.subject.call import name_of
 from pytest_torchexport.subject.run import Record
 from pytest_torchexport.subject.state import parameter_marks
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.errors import ConventionError
     from pytest_torchexport.plan import Plan, Policy
+    from pytest_torchexport.trials import Trial
 
 _LEAVES_KEPT = 20
 """Disagreeing leaves that an outcome holds; a model with thousands of outputs should not fill a report."""

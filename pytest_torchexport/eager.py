@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_torchexport.plan import Plan
-    from pytest_torchexport.reference import Reference, Trial
+    from pytest_torchexport.trials import Reference, Trial
 
 
 def eager_run(

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pytest_torchexport.draft import Draft, Failure
     from pytest_torchexport.plan import Plan
     from pytest_torchexport.program import Program
-    from pytest_torchexport.reference import Reference, Trial
     from pytest_torchexport.subject.run import Record
     from pytest_torchexport.subject.state import Snapshot
+    from pytest_torchexport.trials import Reference, Trial
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.compare.records import StateView
     from pytest_torchexport.plan import Plan
-    from pytest_torchexport.reference import Reference, Trial
     from pytest_torchexport.subject.state import Snapshot
+    from pytest_torchexport.trials import Reference, Trial
 
 
 def make(

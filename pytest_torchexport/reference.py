@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_torchexport.branches.search import Search
-from pytest_torchexport.compare.records import StateView
 from pytest_torchexport.eager import eager_run, first_run, writes_parameters
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw
@@ -20,74 +17,20 @@ from pytest_torchexport.inputs.fits import fits
 from pytest_torchexport.inputs.space import Space
 from pytest_torchexport.subject import source
 from pytest_torchexport.subject.state import Snapshot, buffer_names, parameter_marks
+from pytest_torchexport.trials import Reference, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from pytest_torchexport.branches.followed import Runner
     from pytest_torchexport.branches.observation import Taken
-    from pytest_torchexport.branches.sites import Site
-    from pytest_torchexport.compare.noise import RoundingNoise
     from pytest_torchexport.memory import Memory
-    from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.plan import Plan
     from pytest_torchexport.subject.call import Call
     from pytest_torchexport.subject.run import Record
 
 _ATTEMPTS_PER_INPUT = 5
 """How many generated inputs eager may reject for each that is wanted, before generation gives up."""
-
-
-@dataclass
-class Trial:
-    """One input that eager accepts: a sequence of calls, and what eager did on it.
-
-    `taken` is what it took at each decision, where that was observed; `goals` are the outcomes that the search found it
-    for.
-    """
-
-    calls: tuple[Call, ...]
-    record: Record
-    kind: str
-    label: str
-    noise: RoundingNoise | None = None
-    taken: Taken | None = None
-    goals: tuple[tuple[Site, Any], ...] = ()
-
-    def describe(self) -> str:
-        """The arguments, call by call."""
-        return "; then ".join(call.describe() for call in self.calls)
-
-
-@dataclass
-class Reference:
-    """What eager does.
-
-    Attributes:
-        trials: the example first, then extra, remembered and generated inputs.
-        dropped: number of inputs that are outside of the domain, by reason.
-        invalid: why no verdict is possible; None if one is.
-        needs_grad_mode: eager needs autograd on, though no gradients are asked for.
-        start: eager's starting state by name.
-        buffers: names of the registered buffers in it.
-        notes: what the reference leaves unchecked, as (what, why).
-        coverage: which branches the inputs took; None where they were not observed.
-        reuses_memory: eager returns the same memory from each run, so that every output has to be copied at once.
-    """
-
-    trials: list[Trial] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    invalid: str | None = None
-    needs_grad_mode: bool = False
-    start: dict[str, Any] = field(default_factory=dict)
-    buffers: frozenset[str] = frozenset()
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    reuses_memory: bool = False
-    coverage: BranchCoverage | None = None
-
-    def states(self, exported: Mapping[str, Any] | None, *, complete: bool = False) -> StateView:
-        """Eager's starting state beside the loaded program's; complete if that is the module's own."""
-        return StateView(self.start, exported, self.buffers, complete)
 
 
 _PYTHON_TRACERS = (types.NoneType, types.FunctionType, types.MethodType)

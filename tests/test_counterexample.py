@@ -18,11 +18,12 @@ from pytest_torchexport.draft import Failure
 from pytest_torchexport.eager import eager_run
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make
-from pytest_torchexport.reference import Trial, make_reference
+from pytest_torchexport.reference import make_reference
 from pytest_torchexport.subject.call import Call
 from pytest_torchexport.subject.run import Record
 from pytest_torchexport.subject.source import user_code
 from pytest_torchexport.subject.state import Snapshot
+from pytest_torchexport.trials import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,6 +21,7 @@ LAYERS = (
     ("compare", "branches"),
     ("plan",),
     ("memory",),
+    ("trials",),
     ("eager",),
     ("reference",),
     ("program",),

@@ -21,8 +21,9 @@ from pytest_torchexport.compare.noise import TooChaotic
 from pytest_torchexport.diagnose.separation import separating, text
 from pytest_torchexport.eager import Unstable, agrees_with_itself, second_opinion
 from pytest_torchexport.outcome import Cause, Evidence, Location
-from pytest_torchexport.reference import Reference, Trial, runner, space_of
+from pytest_torchexport.reference import runner, space_of
 from pytest_torchexport.subject import source
+from pytest_torchexport.trials import Reference, Trial
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Suspicion

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_torchexport.backends.base import Suspicion
-    from pytest_torchexport.reference import Trial
+    from pytest_torchexport.trials import Trial
 
 _AGREEING = 3
 """Inputs that have to agree before a decision is named that was not proven."""
