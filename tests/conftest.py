@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+import pytest
 
 import pytest_torchexport
+from pytest_torchexport.backends import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 for _module in ("numpy", "torch", "torch._dynamo", "onnx", "onnxruntime", "hypothesis"):
     import_module(_module)
@@ -19,3 +26,12 @@ for _found in pkgutil.walk_packages(pytest_torchexport.__path__, "pytest_torchex
 import_module("torch._dynamo").list_backends()  # imports the compilers
 
 pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(autouse=True)
+def _registered_backends() -> Iterator[None]:
+    """What a test registers is gone after it: other tests list the backends."""
+    before = dict(registry._registered)
+    yield
+    registry._registered.clear()
+    registry._registered.update(before)
