@@ -39,8 +39,6 @@ class Subject:
 
 BRANCH_MODES = ("search", "observe", "off")
 """What can be done about branches that the example does not take."""
-DEFAULT_SEARCH_BUDGET = 400
-"""Runs of the eager module that the branch search may use."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from pytest_torchexport.branches.formulas import Count, Origin
 from pytest_torchexport.branches.instrument import LOOPS, SITES
 from pytest_torchexport.branches.knowledge import Array, Info
 from pytest_torchexport.branches.margins import MarginMode
+from pytest_torchexport.branches.short_circuit import ShortCircuit
 from pytest_torchexport.branches.tracked import TrackedBool, TrackedFloat, TrackedInt
 from pytest_torchexport.branches.twins import Twins
 from pytest_torchexport.subject import containers
@@ -30,7 +30,7 @@ _LIMIT = 20_000
 """Tests that are kept of one run; a loop over many elements should not fill the memory with graphs."""
 
 
-class Instruments(Builtins):
+class Instruments(ShortCircuit, Builtins):
     """The program that stands for the model in an instrumented run; also the runtime of the twins."""
 
     def __init__(
@@ -44,7 +44,6 @@ class Instruments(Builtins):
         self._space, self._followed, self._is_users = space, followed, is_users
         self._calls = 0
         self._within: list[int] = []
-        self._last: Any = None
         self._ranges: dict[int, tuple[range, Any]] = {}
         self._collections: dict[int, tuple[Any, Origin]] = {}
         tensors = {name: t for name, t in state.items() if isinstance(t, torch.Tensor)}
@@ -160,36 +159,6 @@ class Instruments(Builtins):
         """The length of a collection that tests decided; None of any other value."""
         held = self._collections.get(id(value))
         return TrackedInt(len(value), held[1]) if held is not None and held[0] is value else None
-
-    def hold(self, site: int, value: Any) -> bool:
-        """Decide an operand of `and`; where it ends the evaluation, it is the value."""
-        going_on = self.test(site, value) if site >= 0 else bool(tracked.plain(value))
-        if not going_on:
-            self._last = value
-        return going_on
-
-    def hold_or(self, site: int, value: Any) -> bool:
-        """Decide an operand of `or`: whether to go on."""
-        ends = self.test(site, value) if site >= 0 else bool(tracked.plain(value))
-        if ends:
-            self._last = value
-        return not ends
-
-    def noted(self, site: int, value: Any) -> Any:
-        """Decide a condition whose value is needed itself."""
-        outcome = self.test(site, value)
-        return value if outcome == bool(tracked.plain(value)) else outcome
-
-    def box(self, value: Any) -> Any:
-        """The last operand, as something true."""
-        return _Box(value)
-
-    def held(self, result: Any) -> Any:
-        """The value of `and` or `or`."""
-        if isinstance(result, _Box):
-            return result.value
-        value, self._last = self._last, None
-        return value
 
     def negate(self, value: Any) -> Any:
         """`not value`, as a value."""
@@ -354,11 +323,6 @@ def _equal(one: Any, two: Any) -> Any:
 
 _ELEMENTS = 256
 """Elements of a container that are looked at one by one."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Box:
-    value: Any
 
 
 _HASHABLE = (type, types.BuiltinFunctionType)

@@ -17,6 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_torchexport.branches.instrument import LOOPS, SITES
+from pytest_torchexport.branches.short_circuit import ShortCircuit
 from pytest_torchexport.branches.sites import Site, source_of
 from pytest_torchexport.branches.twins import Twins
 
@@ -91,7 +92,7 @@ class Taken:
         return self.value.copy() if isinstance(self.value, np.ndarray) else self.value
 
 
-class Replay:
+class Replay(ShortCircuit):
     """Stands in the model's place in one run: the user's functions are replaced by twins that ask it at each decision.
 
     Args:
@@ -115,7 +116,6 @@ class Replay:
         self.whiles: dict[Site, Site] = {}
         self._model, self._is_users, self._hold = model, is_users, dict(hold or {})
         self._path: Path = {}
-        self._last: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once."""
@@ -159,36 +159,6 @@ class Replay:
         if loop is not None and _is_within(where, loop):
             self.whiles[where] = loop
         return bool(self.decide(where, lambda: bool(value)))
-
-    def hold(self, site: int, value: Any) -> bool:
-        """Decide an operand of `and`; where it ends the evaluation, it is the value."""
-        going_on = self.test(site, value) if site >= 0 else bool(value)
-        if not going_on:
-            self._last = value
-        return going_on
-
-    def hold_or(self, site: int, value: Any) -> bool:
-        """Decide an operand of `or`: whether to go on."""
-        ends = self.test(site, value) if site >= 0 else bool(value)
-        if ends:
-            self._last = value
-        return not ends
-
-    def noted(self, site: int, value: Any) -> Any:
-        """Decide a condition whose value is needed itself."""
-        outcome = self.test(site, value)
-        return value if outcome == bool(value) else outcome
-
-    def box(self, value: Any) -> Any:
-        """The last operand, as something true."""
-        return _Box(value)
-
-    def held(self, result: Any) -> Any:
-        """The value of `and` or `or`."""
-        if isinstance(result, _Box):
-            return result.value
-        value, self._last = self._last, None
-        return value
 
     def negate(self, value: Any) -> Any:
         """`not value`, as a value."""
@@ -277,11 +247,6 @@ class _Numbers(TorchFunctionMode):
 
 _SIZES = frozenset(("shape", "size", "__len__", "numel", "nelement"))
 _TAKES = _SIZES | {"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__bool__"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Box:
-    value: Any
 
 
 def _counted(iterable: Any, loop: Loop) -> Iterator[Any]:

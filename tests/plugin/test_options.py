@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_torchexport.plan import BRANCH_MODES, DEFAULT_SEARCH_BUDGET, Policy
+from pytest_torchexport.branches.explorer import BUDGET
+from pytest_torchexport.plan import BRANCH_MODES, Policy
 from pytest_torchexport.plugin import options
 from pytest_torchexport.plugin.names import split_list
 from pytest_torchexport.plugin.options import OPTIONS
@@ -152,7 +153,7 @@ def test_an_unknown_option_of_a_backend_is_named(project: Project) -> None:
 def test_the_words_for_branches_are_those_of_the_engine() -> None:
     assert options.BRANCH_MODES == BRANCH_MODES
     assert Policy().branches == options.DEFAULT_BRANCHES
-    assert options.DEFAULT_SEARCH_BUDGET == DEFAULT_SEARCH_BUDGET
+    assert options.DEFAULT_SEARCH_BUDGET == BUDGET
 
 
 POLICIES = """
