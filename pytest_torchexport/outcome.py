@@ -168,8 +168,17 @@ class Leaf:
     """The comparison of one leaf: an output, an argument, a state entry or a gradient.
 
     `path` names it as Python would (`output['logits'][0]`, `argument x`, `state bn.running_mean`,
-    `gradient of x`). `max_abs`, `max_rel` and `allowed` are numbers in the unit of the value; `allowed` is
-    the largest deviation that the tolerance admits at the worst element, whose index is `index`.
+    `gradient of x`). `max_abs` is the largest deviation from eager, in the unit of the value, and `max_rel` the largest
+    one relative to eager's value; `allowed` is the largest error that the rule admits at the worst element, whose index
+    is `index`.
+
+    `rule` says by what the values were judged: `exact`, `calibrated` (the measured rounding noise), `set: rtol=...`,
+    `assert_close` (its defaults, where no noise could be measured), `as a set`, `ignored`. Under the calibrated rule
+    `score` is the worst element's error as a multiple of the noise there and `limit` what it was held against; `noise`,
+    `exported_error` and `eager_error` are the noise and both errors there in the unit of the value, the errors against
+    the float64 reference, whose value is `reference` (empty without one); `draws` counts the jittered runs behind it.
+    `assert_close` says whether the defaults of `torch.testing.assert_close` accept the values, and `least_atol` is the
+    smallest atol that would beside its rtol. `where` says in words which elements differ.
     """
 
     path: str
@@ -186,6 +195,17 @@ class Leaf:
     index: tuple[int, ...] = ()
     expected: str = ""
     actual: str = ""
+    rule: str = ""
+    score: float = 0.0
+    limit: float = 0.0
+    noise: float = 0.0
+    exported_error: float = 0.0
+    eager_error: float = 0.0
+    reference: str = ""
+    draws: int = 0
+    assert_close: bool | None = None
+    least_atol: float = 0.0
+    where: str = ""
 
     @property
     def excess(self) -> float:
@@ -195,6 +215,34 @@ class Leaf:
         if self.cause is not Cause.NUMERIC or not self.allowed or math.isnan(self.max_abs):
             return math.inf
         return self.max_abs / self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Where the exported program and eager part first, given equal values up to there.
+
+    Attributes:
+        module: the submodule in eager (`layer1.0.bn1`); empty for the model's own forward.
+        operator: the exported program's operator, as its format spells it (`aten.mul.Tensor`, `Gemm`, `aten::relu`).
+        eager: eager's operator; empty where none could be named.
+        name: what the exported program calls the value.
+        location: the user's line.
+        score: how far the operator's result is from eager's, as a multiple of the rounding noise of that value.
+        inputs_score: the same for the values that it is computed from.
+        group: the exported program's operators that stand between the last agreeing values and this one and have no
+            counterpart in eager: the program computes them in another way, and the fault may be in any of them.
+        note: what could not be said, and why.
+    """
+
+    module: str = ""
+    operator: str = ""
+    eager: str = ""
+    name: str = ""
+    location: Location | None = None
+    score: float = 0.0
+    inputs_score: float = 0.0
+    group: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +279,8 @@ class Outcome:
             values are too many to be written down.
         not_checked: the ledger of what this verdict does not cover.
         branches: which branches of the user's code the inputs took; None where they were not observed.
+        divergence: the first layer at which the two part; None where it was not looked for or not found.
+        reproduction: the script that shows the failure without the test suite; None where none was written.
         durations: seconds by stage.
         details: facts of the backend (graphs, graph breaks, provider, opset, warnings...).
         environment: versions and numerics flags of both sides.
@@ -258,6 +308,8 @@ class Outcome:
     not_checked: tuple[NotChecked, ...] = ()
     tolerance: str = ""
     branches: BranchCoverage | None = None
+    divergence: Divergence | None = None
+    reproduction: str | None = None
     durations: dict[str, float] = field(default_factory=dict)
     artifact: str | None = None
     artifact_bytes: int | None = None
@@ -320,6 +372,7 @@ class Outcome:
         values["leaves"] = tuple(_leaf(leaf) for leaf in values["leaves"])
         values["inputs"] = tuple(Input(**tried) for tried in values["inputs"])
         values["branches"] = _branches(values["branches"]) if values.get("branches") else None
+        values["divergence"] = _divergence(values["divergence"]) if values.get("divergence") else None
         values["not_checked"] = tuple(NotChecked(**entry) for entry in values["not_checked"])
         return cls(**values)
 
@@ -360,7 +413,15 @@ def _branches(value: dict[str, Any]) -> BranchCoverage:
     return BranchCoverage(value["mode"], tuple(decisions), value["eager_runs"])
 
 
+def _divergence(value: dict[str, Any]) -> Divergence:
+    numbers = {key: float(value[key]) for key in ("score", "inputs_score")}
+    return Divergence(**{**value, **numbers, "location": _location(value["location"]), "group": tuple(value["group"])})
+
+
+_NUMBERS = ("max_abs", "max_rel", "allowed", "score", "limit", "noise", "exported_error", "eager_error", "least_atol")
+
+
 def _leaf(value: dict[str, Any]) -> Leaf:
-    numbers = {key: float(value[key]) for key in ("max_abs", "max_rel", "allowed")}
+    numbers = {key: float(value[key]) for key in _NUMBERS if key in value}
     tuples = {key: tuple(value[key]) for key in ("shape", "index")}
     return Leaf(**{**value, **numbers, **tuples, "cause": _cause(value["cause"])})

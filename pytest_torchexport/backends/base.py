@@ -18,7 +18,7 @@ from pytest_torchexport.subject.output import FlatOutput as FlatOutput  # noqa: 
 from pytest_torchexport.subject.output import Structure as Structure  # noqa: PLC0414
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from pytest_torchexport.outcome import Cause, Location, NotChecked
@@ -31,6 +31,26 @@ class Suspicion:
 
     cause: Cause
     text: str
+    location: Location | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of an exported program as it ran.
+
+    Attributes:
+        operator: as the format spells it: `aten.mul.Tensor`, `Gemm`, `aten::relu`.
+        inputs: names of the values that it reads: outputs of earlier steps, and values from outside (arguments,
+            parameters, constants), whose names no step has as an output.
+        outputs: what it computes, by the names that later steps read them by; only tensors.
+        module: the submodule that it belongs to, by its name in the user's model (`layer1.0.bn1`); empty if unknown.
+        location: the user's line, where the program knows it.
+    """
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, torch.Tensor]
+    module: str = ""
     location: Location | None = None
 
 
@@ -119,6 +139,19 @@ class Exported(ABC):
 
     def parameters(self) -> dict[str, torch.Tensor] | None:
         """The program's parameters by qualified name, for gradients; None where it has none to give."""
+        return None
+
+    def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step] | None:
+        """Run the program once more, operator by operator, and give what each one computes.
+
+        For a failure's first diverging layer. In one pass: an exporter's graph is interpreted, or every value of the
+        program is made an output. What the program computes in one piece (a fused kernel, a block of control flow) is
+        one step. Arguments as for a call; the state is what it was before that call.
+
+        Returns:
+            The steps in the order in which they run; None where the program's inside cannot be seen.
+        """
+        del args, kwargs
         return None
 
     def close(self) -> None:  # noqa: B027 most programs have nothing to release

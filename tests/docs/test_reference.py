@@ -64,7 +64,7 @@ def _kind(schema: dict[str, Any]) -> str:
 def _schema() -> str:
     schema = json_report.schema()
     described = [name for name, one in schema["$defs"].items() if "properties" in one]
-    described.sort(key=["outcome", "leaf", "location", "branches", "decision", "branch_outcome"].index)
+    described.sort(key=["outcome", "leaf", "location", "divergence", "branches", "decision", "branch_outcome"].index)
     parts = [("The document", schema)] + [(name, schema["$defs"][name]) for name in described]
     texts = []
     for title, part in parts:

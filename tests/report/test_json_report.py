@@ -15,6 +15,7 @@ from pytest_torchexport.outcome import (
     BranchOutcome,
     Cause,
     Decision,
+    Divergence,
     Evidence,
     Input,
     Leaf,
@@ -67,6 +68,8 @@ def full() -> dict[str, Any]:
         artifact_bytes=10,
         kept_in="kept",
         branches=BranchCoverage("search", (decision,), 90),
+        divergence=Divergence("layer1", "aten.mul.Tensor", "aten.mul", "mul_1", where, 40.0, 0.5, ("aten.add.Tensor",)),
+        reproduction="kept/repro.py",
         details={"graphs": 1},
         environment={"torch": "2"},
     )
@@ -118,7 +121,12 @@ def test_the_schema_knows_every_key_and_word() -> None:
     assert set(described["leaf"]["required"]) == set(full()["worst"])
     found = full()["branches"]
     decision = found["decisions"][0]
-    for name, one in (("branches", found), ("decision", decision), ("branch_outcome", decision["outcomes"][0])):
+    for name, one in (
+        ("divergence", full()["divergence"]),
+        ("branches", found),
+        ("decision", decision),
+        ("branch_outcome", decision["outcomes"][0]),
+    ):
         assert set(described[name]["required"]) == set(described[name]["properties"]) == set(one)
     assert described["decision"]["properties"]["kind"]["enum"] == [one.value for one in Kind]
     assert described["outcome"]["properties"]["verdict"]["enum"] == [one.value for one in Verdict]
