@@ -18,7 +18,7 @@ from pytest_torchexport.subject.output import FlatOutput as FlatOutput  # noqa: 
 from pytest_torchexport.subject.output import Structure as Structure  # noqa: PLC0414
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_torchexport.outcome import Cause, Location, NotChecked
@@ -52,6 +52,30 @@ class Step:
     outputs: Mapping[str, torch.Tensor]
     module: str = ""
     location: Location | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a script that has neither this package nor the model loads an exported program and calls it.
+
+    Attributes:
+        source: Python source with its imports. It defines `load(path, device)`, which reads the artifact and returns a
+            callable with the outputs of the program. It may define `state(program)` and `parameters(program)`, which
+            give what `Exported.read_state` and `Exported.parameters` give, and `finish()`, which is called in the end.
+        arrange: turns positional and keyword arguments of a call of the model into those of the callable; None where
+            they are the same.
+        needs: what the script needs beside torch and numpy, one text each: `onnxruntime`.
+        file: the artifact, where `Exported.reproduction` wrote one itself: its path from the script's folder.
+        plain: the program takes tuples in the place of named ones.
+        note: what the script does not show as it was in the check, and why.
+    """
+
+    source: str
+    arrange: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+    needs: tuple[str, ...] = ()
+    file: str = ""
+    plain: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +176,21 @@ class Exported(ABC):
             The steps in the order in which they run; None where the program's inside cannot be seen.
         """
         del args, kwargs
+        return None
+
+    def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe | None:
+        """How a script without this package and without the model runs the program on a failing input.
+
+        Called after `close`, with the model in its starting state.
+
+        Args:
+            calls: the failing input.
+            folder: where the script will be. A program without an artifact may write one there.
+
+        Returns:
+            The recipe; None where no such script can be written.
+        """
+        del calls, folder
         return None
 
     def close(self) -> None:  # noqa: B027 most programs have nothing to release
