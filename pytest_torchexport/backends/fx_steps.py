@@ -1,0 +1,150 @@
+"""A graph of torch.fx as the steps of a program: run node by node, each with its place in the user's model."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from pytest_torchexport.backends.base import Step
+from pytest_torchexport.subject import source
+from pytest_torchexport.subject.run import storage_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pytest_torchexport.outcome import Location
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+def location_of(node: fx.Node) -> Location | None:
+    """The user's innermost line behind a node, where its stack trace names one."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return source.innermost((file, int(line)) for file, line in frames)
+
+
+def module_of(node: fx.Node, prefix: str = "") -> str:
+    """The submodule that a node belongs to, by its name in the user's model; empty for the model's own forward.
+
+    Args:
+        node: of a graph that torch.export or Dynamo captured.
+        prefix: what stands in front of the user's names, without the dot.
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    innermost = next(reversed(stack.values()), ("",))
+    path = _plain(innermost[0] if isinstance(innermost, tuple) else str(innermost))
+    if prefix:
+        path = "" if path == prefix else path.removeprefix(f"{prefix}.")
+    return path
+
+
+def _plain(path: str) -> str:
+    """`L['self'].blocks[0].norm@1`, as Dynamo spells it, is `blocks.0.norm`."""
+    path = re.sub(r"^L\['?self'?\]\.?|@\d+", "", path)
+    path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path)
+    return path.replace("_modules.", "").strip(".")
+
+
+def interpret(graph: fx.GraphModule, leaves: Iterable[Any], *, prefix: str = "") -> Iterator[Step]:
+    """Run a graph node by node.
+
+    What a step computed is to be read before the next one runs: that may write to it in place.
+
+    Args:
+        graph: of a module without submodules of its own, other than those that its operators take.
+        leaves: values of the placeholders, in order.
+        prefix: what stands in front of the user's names of modules, without the dot.
+
+    Returns:
+        A step for each operator; operators that only check something are left out.
+    """
+    interpreter = fx.Interpreter(graph, garbage_collect_values=False)
+    interpreter.args_iter = iter(leaves)
+    last = {used: node for node in graph.graph.nodes for used in node.all_input_nodes}
+    dying: dict[fx.Node, list[fx.Node]] = {}
+    for used, node in last.items():
+        dying.setdefault(node, []).append(used)
+    writes = Writes()
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            return
+        if node.name == "_guards_fn":
+            continue
+        value = interpreter.run_node(node)
+        interpreter.env[node] = value
+        if node.op.startswith("call_"):
+            inputs = [(used.name, interpreter.env[used]) for used in node.all_input_nodes if used in interpreter.env]
+            outputs = named_outputs(node.name, value)
+            yield Step(
+                spell(node),
+                writes.inputs(inputs),
+                outputs,
+                module_of(node, prefix),
+                location_of(node),
+            )
+            writes.note(node, inputs, outputs)
+        for used in dying.get(node, ()):
+            interpreter.env.pop(used, None)
+
+
+def spell(node: fx.Node) -> str:
+    """An operator as graphs spell it: `aten.mul.Tensor`, `torch.nn.functional.relu`, `Tensor.view`."""
+    if isinstance(node.target, str):
+        return f"Tensor.{node.target}" if node.op == "call_method" else node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
+    name = getattr(node.target, "__name__", str(node.target))
+    module = getattr(node.target, "__module__", None) or ""
+    return f"{module}.{name}".removeprefix("_operator.").removeprefix("torch._C._nn.").strip(".")
+
+
+def named_outputs(name: str, value: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a node's value; those of a tuple share the node's name, with their places behind it."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    if isinstance(value, (list, tuple)):
+        return {
+            key: tensor
+            for place, part in enumerate(value)
+            for key, tensor in named_outputs(f"{name}.{place}", part).items()
+        }
+    return {}
+
+
+class Writes:
+    """Which operator wrote last to what memory: who reads that memory reads what was written, by whatever name."""
+
+    def __init__(self) -> None:
+        self._writers: dict[int, tuple[str, ...]] = {}
+        self._parts: dict[str, tuple[str, ...]] = {}
+        self._alive: list[torch.Tensor] = []
+
+    def inputs(self, used: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
+        """The names that an operator reads, given its operands."""
+        found: dict[str, None] = {}
+        for name, value in used:
+            found |= dict.fromkeys(self._parts.get(name, (name,)))
+            for tensor in named_outputs(name, value).values():
+                found |= dict.fromkeys(self._writers.get(storage_of(tensor), ()))
+        return tuple(found)
+
+    def note(self, node: fx.Node, used: Iterable[tuple[str, Any]], outputs: dict[str, torch.Tensor]) -> None:
+        """Note what an operator that has run gives names to, and what it wrote."""
+        if list(outputs) != [node.name]:
+            self._parts[node.name] = tuple(outputs)
+        target: Any = node.target
+        schema = getattr(target, "_schema", None)
+        if schema is not None:
+            mutable = schema.is_mutable
+        else:
+            name = target if isinstance(target, str) else getattr(target, "__name__", "")
+            mutable = (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "__setitem__")
+        if not mutable:
+            return
+        first = [tensor for name, value in list(used)[:1] for tensor in named_outputs(name, value).values()]
+        for tensor in first:
+            self._alive.append(tensor)
+            self._writers[storage_of(tensor)] = tuple(outputs) or (node.name,)
