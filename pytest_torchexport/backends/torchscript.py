@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion, choose
+from pytest_torchexport.backends import recipes
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, Structure, Suspicion, choose
 from pytest_torchexport.backends.convention import Convention
 from pytest_torchexport.backends.sharing import share_parameters
+from pytest_torchexport.backends.torchscript_steps import steps
 from pytest_torchexport.backends.tracer_warnings import capture
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
@@ -19,8 +21,11 @@ from pytest_torchexport.subject.call import Call, as_module, bind, signature_of
 from pytest_torchexport.subject.state import identical, script_attributes, write_script_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    _Arranged = tuple[tuple[Any, ...], dict[str, Any]]
+    _Arrange = Callable[..., _Arranged]
 
 
 @dataclass
@@ -29,21 +34,28 @@ class _Program:
 
     Attributes:
         scripted: the program; None once it is saved.
-        call: the loaded program called with a call's arguments.
+        arrange: makes a call's arguments those of the program; with `checked=False`, without a look at values
+            that the trace holds as constants.
         suspicions: what the tracer warned about.
         constants: arguments that the trace holds as constants.
         owner: name of the submodule that is the user's model, where the tracer was given a module around it.
     """
 
     scripted: Any
-    call: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
+    arrange: _Arrange
     suspicions: list[Suspicion]
     constants: tuple[str, ...] = ()
     owner: str = ""
 
+    def call(self, loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The loaded program's output for a call of the model."""
+        arranged, keywords = self.arrange(args, kwargs, checked=True)
+        return loaded(*arranged, **keywords)
 
-def _as_given(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    return loaded(*args, **kwargs)
+
+def _as_given(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, checked: bool) -> _Arranged:
+    del checked
+    return args, dict(kwargs)
 
 
 class _Tensors(torch.nn.Module):
@@ -79,10 +91,13 @@ class _ScriptExported(Exported):
     Args:
         load: reads the program back.
         program: what was saved.
+        recipe: source that reads it back.
     """
 
-    def __init__(self, load: Callable[[], Any], program: _Program) -> None:
+    def __init__(self, load: Callable[[], Any], program: _Program, recipe: str) -> None:
         super().__init__()
+        self._recipe = recipe
+        self._arrange = program.arrange
         self._load = load
         self._loaded = load()
         self._constants = _constants(self._loaded)
@@ -116,6 +131,24 @@ class _ScriptExported(Exported):
         if not isinstance(self._loaded, torch.nn.Module):
             return {}
         return {name.removeprefix(self._prefix): p for name, p in self._loaded.named_parameters()}
+
+    def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step] | None:
+        before = containers.clone(self.read_state() or {})
+        try:
+            owner = self._prefix.removesuffix(".")
+            return steps(self._loaded, lambda program: self._call(program, args, kwargs), owner=owner)
+        finally:
+            self.reset()
+            self.write_state(before)
+
+    def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
+        del calls, folder
+
+        def arranged(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arranged:
+            return self._arrange(args, kwargs, checked=False)
+
+        # TorchScript takes a tuple for a named one.
+        return Recipe(self._recipe + recipes.module_state(self._prefix), arranged, plain=True)
 
 
 def _constants(loaded: Any) -> list[tuple[torch.Tensor, int]]:
@@ -166,7 +199,7 @@ class _TorchScript(Backend):
                 share_parameters(read, request.model, prefix=program.owner)
             return read
 
-        return _ScriptExported(loaded, program)
+        return _ScriptExported(loaded, program, recipes.torchscript(optimize=self.optimize_for_inference))
 
     def _finish(self, scripted: Any) -> Any:
         if self.freeze or self.optimize_for_inference:
@@ -204,8 +237,8 @@ class Trace(_TorchScript):
         trace = functools.partial(torch.jit.trace, check_trace=False, strict=self.strict)
         convention = Convention(model, call)
 
-        def positional(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            return loaded(*convention.arrange(args, kwargs)[0])
+        def positional(args: Any, kwargs: Mapping[str, Any], *, checked: bool) -> _Arranged:
+            return convention.arrange(args, kwargs, checked=checked)[0], {}
 
         if not call.kwargs and call.args and all(_traceable(arg) for arg in call.args):
             return _Program(trace(model, call.args), positional, [])
@@ -213,15 +246,16 @@ class Trace(_TorchScript):
         tensors = {name: value for name, value in named.items() if _traceable(value)}
         constants = tuple(name for name in named if name not in tensors)
 
-        def by_name(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            arranged = bind(model, Call(*convention.arrange(args, kwargs)))
-            return loaded(**{name: arranged[name] for name in tensors})
+        def by_name(args: Any, kwargs: Mapping[str, Any], *, checked: bool) -> _Arranged:
+            arranged = bind(model, Call(*convention.arrange(args, kwargs, checked=checked)))
+            return (), {name: arranged[name] for name in tensors}
 
         if tensors and _can_go_by_name(model, call) and all(_is_default(model, n, named[n]) for n in constants):
             return _Program(trace(model, example_kwarg_inputs=tensors), by_name, [], constants)
 
-        def flat(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            return loaded(*(tensor for _, tensor in containers.tensors(convention.arrange(args, kwargs))))
+        def flat(args: Any, kwargs: Mapping[str, Any], *, checked: bool) -> _Arranged:
+            arranged = convention.arrange(args, kwargs, checked=checked)
+            return tuple(tensor for _, tensor in containers.tensors(arranged)), {}
 
         wrapped = _Tensors(as_module(model), call)
         wrapped.training = wrapped.model.training
@@ -271,9 +305,10 @@ class Script(_TorchScript):
         if isinstance(scripted, torch.nn.Module):
             return _Program(scripted, _as_given, suspicions)
 
-        def filled(loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        def filled(args: Any, kwargs: Mapping[str, Any], *, checked: bool) -> _Arranged:
+            del checked
             # A function loses the defaults of its parameters when it is saved.
-            return loaded(**_with_defaults(request.model, Call(args, kwargs)))
+            return (), dict(_with_defaults(request.model, Call(args, kwargs)))
 
         return _Program(scripted, filled, suspicions)
 

@@ -1,0 +1,257 @@
+"""A TorchScript program that tells what each of its operators computes: in one run, inside of branches and loops too.
+
+Outputs cannot do that: what a branch or a loop computes does not leave it, and what an operator computed may be
+overwritten in place by a later one. So a copy of the program's graph gets a list, and after every operator a node that
+appends a copy of its result. The list comes out in the order of the run, and it is read against the graph: which
+operator that was, and what the values that it read were called at that time.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_torchexport.backends.base import Step
+from pytest_torchexport.backends.torchscript_graph import FlatGraph
+from pytest_torchexport.backends.torchscript_values import Reads, is_handed_on, is_list, is_tensor, writes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+# What is put behind an operator. `ids` gets a number for each tensor that `log` gets.
+_TENSOR = """
+graph(%log : Tensor[], %ids : int[], %id : int, %value : Tensor):
+  %none : NoneType = prim::Constant()
+  %copy : Tensor = aten::clone(%value, %none)
+  %0 : Tensor[] = aten::append(%log, %copy)
+  %1 : int[] = aten::append(%ids, %id)
+  return ()
+"""
+_OPTIONAL = """
+graph(%log : Tensor[], %ids : int[], %id : int, %value : Tensor?):
+  %none : NoneType = prim::Constant()
+  %given : bool = aten::__isnot__(%value, %none)
+  prim::If(%given)
+    block0():
+      %some : Tensor = prim::unchecked_cast(%value)
+      %copy : Tensor = aten::clone(%some, %none)
+      %0 : Tensor[] = aten::append(%log, %copy)
+      %1 : int[] = aten::append(%ids, %id)
+      -> ()
+    block1():
+      -> ()
+  return ()
+"""
+_LIST = """
+graph(%log : Tensor[], %ids : int[], %id : int, %value : Tensor[]):
+  %none : NoneType = prim::Constant()
+  %true : bool = prim::Constant[value=1]()
+  %length : int = aten::len(%value)
+  prim::Loop(%length, %true)
+    block0(%index : int):
+      %one : Tensor = aten::__getitem__(%value, %index)
+      %copy : Tensor = aten::clone(%one, %none)
+      %0 : Tensor[] = aten::append(%log, %copy)
+      %1 : int[] = aten::append(%ids, %id)
+      -> (%true)
+  return ()
+"""
+_BEGIN = """
+graph(%log : Tensor[], %ids : int[], %id : int):
+  %1 : int[] = aten::append(%ids, %id)
+  return ()
+"""
+
+
+@functools.cache
+def _recorder(text: str) -> Any:
+    return torch._C.parse_ir(text)
+
+
+@dataclass
+class _Site:
+    """A place of the graph that says when it has run.
+
+    Attributes:
+        node: the operator; the loop, where this is the beginning of its body.
+        reads: the values that it computes its results from.
+        values: those of its results that are recorded.
+        attribute: name of the module's attribute that it sets.
+    """
+
+    node: Any
+    reads: list[Any]
+    values: list[Any] = field(default_factory=list)
+    attribute: str | None = None
+
+
+def steps(
+    loaded: Any,
+    call: Callable[[Callable[..., Any]], Any],
+    *,
+    owner: str = "",
+) -> Iterator[Step]:
+    """Run a program once and give what its operators compute.
+
+    The run itself is over when this returns; what it changes in the program's state is the caller's to undo.
+
+    Args:
+        loaded: a `ScriptModule` or a `ScriptFunction`.
+        call: calls what it is given as it calls the program.
+        owner: name of the submodule that is the user's model.
+
+    Returns:
+        The steps in the order of the run, values on the program's device.
+    """
+    recording = _Recording(FlatGraph(loaded))
+    function = torch._C._create_function_from_graph("steps", recording.flat.graph)
+    module = [loaded] if isinstance(loaded, torch.jit.ScriptModule) else []
+    schema = loaded.forward.schema if module else loaded.schema
+    names = [argument.name for argument in schema.arguments][len(module) :]
+    defaults = {one.name: one.default_value for one in schema.arguments if one.has_default_value()}
+    kept: list[Any] = []
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        named = defaults | kwargs | dict(zip(names, args, strict=False))
+        # As written: torch would fuse operators and fold constants, which is not the program's own doing.
+        with torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]
+            kept.extend(function(*module, *(named[name] for name in names)))
+
+    call(run)
+    tensors, ids = kept
+    return recording.read(tensors, ids, owner)
+
+
+class _Recording:
+    """A graph with a recorder behind every operator.
+
+    Args:
+        flat: the graph; it is changed.
+    """
+
+    def __init__(self, flat: FlatGraph) -> None:
+        self.flat = flat
+        self._graph = flat.graph
+        self._sites: list[_Site] = []
+        self._values: list[tuple[str, int]] = []
+        self._reads = Reads(flat)
+        self._log = self._new_list(torch._C.ListType.ofTensors())
+        self._ids = self._new_list(torch._C.ListType.ofInts())
+        self._visit(self._graph)
+        for _ in list(self._graph.outputs()):
+            self._graph.eraseOutput(0)
+        self._graph.registerOutput(self._log)
+        self._graph.registerOutput(self._ids)
+        self._graph.makeMultiOutputIntoTuple()
+
+    def _new_list(self, kind: Any) -> Any:
+        node = self._graph.create("prim::ListConstruct", [], 1)
+        node.output().setType(kind)
+        self._graph.prependNode(node)
+        return node.output()
+
+    def _visit(self, block: Any) -> None:
+        """Record the operators of a block, and of the blocks in it."""
+        own = {self._log.node(), self._ids.node()}
+        nodes = [node for node in block.nodes() if node not in own]
+        last = self._graph.return_node() if block is self._graph else block
+        for node, end in zip(nodes, [*nodes[1:], last], strict=False):
+            for inner in node.blocks():
+                first = next(iter(inner.nodes()), inner)
+                self._visit(inner)
+                if node.kind() == "prim::Loop":
+                    self._record_iteration(node, inner, first)
+            site = self._site(node)
+            if site is not None:
+                self._insert(site, end)
+
+    def _record_iteration(self, loop: Any, body: Any, first: Any) -> None:
+        parameters = list(body.inputs())[1:]
+        values = [one for one in parameters if is_tensor(one)]
+        if values:
+            # What a parameter is: at first what the loop was given, then what its last iteration has left.
+            pairs = zip(parameters, list(loop.inputs())[2:], list(body.outputs())[1:], strict=True)
+            reads = [one for value, start, last in pairs if is_tensor(value) for one in (start, last)]
+            self._insert(_Site(loop, reads, values), first)
+
+    def _site(self, node: Any) -> _Site | None:
+        kind = node.kind()
+        if kind in ("prim::Constant", "prim::GetAttr"):
+            return None
+        if kind == "prim::SetAttr":
+            owner, value = node.inputs()
+            path = self.flat.path(owner)
+            return None if path is None else _Site(node, [value], attribute=f"{path}.{node.s('name')}".lstrip("."))
+        if kind in ("prim::If", "prim::Loop"):
+            values = [one for one in node.outputs() if is_tensor(one)]
+            reads = [one for value in values for one in self._reads.definition(value)]
+            return _Site(node, reads, values) if values else None
+        written = writes(node)
+        if is_handed_on(node):
+            return _Site(node, list(node.inputs())) if written else None
+        values = [one for one in node.outputs() if is_tensor(one) or is_list(one)]
+        return _Site(node, list(node.inputs()), values) if values or written else None
+
+    def _insert(self, site: _Site, before: Any) -> None:
+        """Put recorders in front of a node, or at the end of a block."""
+        self._sites.append(site)
+        with self._graph.insert_point_guard(before):
+            mark = self._graph.insertConstant(-len(self._sites))
+            self._graph.insertGraph(_recorder(_BEGIN), [self._log, self._ids, mark])
+            for value in site.values:
+                number = self._graph.insertConstant(len(self._values))
+                self._values.append((value.debugName(), value.unique()))
+                recorder = _TENSOR if value.type().kind() == "TensorType" else _LIST if is_list(value) else _OPTIONAL
+                self._graph.insertGraph(_recorder(recorder), [self._log, self._ids, number, value])
+
+    def read(self, tensors: list[Any], ids: list[int], owner: str) -> Iterator[Step]:
+        """The steps, from what the lists hold after a run.
+
+        Args:
+            tensors: the recorded values; emptied on the way.
+            ids: what was recorded: a site, as the negative of its number, then the numbers of its values.
+            owner: name of the submodule that is the user's model.
+        """
+        tensors.reverse()
+        used: dict[str, int] = {}
+        for site, numbers in _runs(ids):
+            one = self._sites[-site - 1]
+            inputs = self._reads.names(one.reads)
+            outputs: dict[str, torch.Tensor] = {}
+            names: dict[int, list[str]] = {}
+            for number in numbers:
+                name, unique = self._values[number]
+                if is_list(next(value for value in one.values if value.unique() == unique)):
+                    name = f"{name}[{len(names.get(unique, ()))}]"
+                used[name] = used.get(name, 0) + 1
+                name = name if used[name] == 1 else f"{name}#{used[name]}"
+                names.setdefault(unique, []).append(name)
+                outputs[name] = _plain(tensors.pop())
+            self._reads.note(one.node, names, inputs, one.attribute)
+            if outputs:
+                origin = self.flat.origin(one.node)
+                module = origin.module.removeprefix(owner).removeprefix(".") if owner else origin.module
+                yield Step(one.node.kind(), inputs, outputs, module, origin.location)
+
+
+def _runs(ids: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+    """What was recorded, by site."""
+    site, numbers = 0, list[int]()
+    for one in ids:
+        if one < 0:
+            if site:
+                yield site, numbers
+            site, numbers = one, []
+        else:
+            numbers.append(one)
+    if site:
+        yield site, numbers
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    """The value with strides, as others can compare it; optimised programs compute on a layout of their own."""
+    value = value.detach()
+    return value.to_dense() if value.layout is torch._mkldnn else value  # type: ignore[attr-defined]
