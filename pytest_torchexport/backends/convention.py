@@ -56,12 +56,15 @@ class Convention:
         for name in named:
             self._leaves.setdefault(name, {})
 
-    def arrange(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arrange(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, checked: bool = True
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments in the form of the example; one that it gives and the call leaves out gets its default.
 
         Args:
             args: positional arguments of a call of the model.
             kwargs: keyword arguments of it.
+            checked: whether to look at values that the export fixed; else the program is called all the same.
 
         Returns:
             Positional and keyword arguments for the program.
@@ -72,7 +75,7 @@ class Convention:
         named = bind(self._model, Call(args, kwargs))
         defaults = _defaults(self._model)
         for name, value in named.items():
-            if name not in self._leaves and not (name in defaults and identical(defaults[name], value)):
+            if checked and name not in self._leaves and not (name in defaults and identical(defaults[name], value)):
                 default = f", which is {defaults[name]!r}" if name in defaults else ""
                 reason = f"the example leaves {name} to its default{default}, and the export fixed that: {_is(value)}"
                 raise ConventionError(name, reason)
@@ -80,7 +83,8 @@ class Convention:
             if name not in named and name not in defaults:
                 raise ConventionError(name, f"the example passes {name}, and the exported program cannot do without")
             named.setdefault(name, defaults.get(name))
-            self._check(name, leaves, named[name])
+            if checked:
+                self._check(name, leaves, named[name])
         return tuple(named[name] for name in self._positional), {name: named[name] for name in self._keywords}
 
     def _check(self, name: str, fixed: Mapping[str, Any], value: Any) -> None:

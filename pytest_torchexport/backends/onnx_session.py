@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pytest_torchexport.backends.base import Exported, ExportRequest, FlatOutput
+from pytest_torchexport.backends.base import Exported, ExportRequest, FlatOutput, Recipe
 from pytest_torchexport.backends.convention import Convention
+from pytest_torchexport.backends.onnx_recipe import onnx_recipe
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, positional_names
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 INSTALL = "pip install 'pytest-torchexport[onnx]'"
@@ -156,7 +157,8 @@ class OnnxProgram(Exported):
         self._device = request.device
         self._model = request.model
         self._interface = Interface.read(path)
-        self._session = _open(path, request.device, provider)
+        self._provider = provider or _PROVIDERS[request.device.type]
+        self._session = _open(path, request.device, self._provider)
         self._types = {one.name: one.type for one in self._session.get_inputs()}
         self._outputs = self._session.get_outputs()
         given = leaves(self._model, example)
@@ -192,7 +194,7 @@ class OnnxProgram(Exported):
         Raises:
             ConventionError: an argument differs from what the export fixed, or is missing.
         """
-        feeds = self._feeds(args, kwargs)
+        feeds = {name: self._feed(value, name) for name, value in self._given(args, kwargs).items()}
         if self._interface.sequences or any(one.type.startswith("seq(") for one in self._outputs):
             # Only the plain call can carry sequences.
             plain = {name: _numpy(value) for name, value in feeds.items()}
@@ -206,17 +208,16 @@ class OnnxProgram(Exported):
             named[_unused(one.name, named)] = _as_eager(result, kind)
         return FlatOutput(named)
 
-    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The graph's inputs by name."""
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, checked: bool = True) -> dict[str, Any]:
+        """The values of the graph's inputs by name, as the call has them."""
         if not self._interface.sequences:
             # The length of a sequence is free, all else in a call has the form of the example.
-            args, kwargs = self._convention.arrange(args, kwargs)
-        feeds: dict[str, Any] = {}
-        for leaf in leaves(self._model, Call(args, kwargs), self._interface.sequences):
-            name = self._interface.inputs.get(leaf.key, "")
-            if name in self._types:
-                feeds[name] = self._feed(leaf.value, name)
-        return feeds
+            args, kwargs = self._convention.arrange(args, kwargs, checked=checked)
+        given = {
+            self._interface.inputs.get(leaf.key, ""): leaf.value
+            for leaf in leaves(self._model, Call(args, kwargs), self._interface.sequences)
+        }
+        return {name: value for name, value in given.items() if name in self._types}
 
     def _feed(self, value: Any, name: str) -> Any:
         if isinstance(value, (list, tuple)):
@@ -224,6 +225,21 @@ class OnnxProgram(Exported):
         tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=_NUMBERS[self._types[name]])
         tensor = tensor.detach().resolve_conj().resolve_neg()
         return torch.view_as_real(tensor) if name in self._interface.complex_inputs else tensor
+
+    def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
+        """Open the file in a session like this one, and feed it by the names of the graph's inputs."""
+        del calls, folder
+
+        def arranged(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return (self._given(args, kwargs, checked=False),), {}
+
+        source = onnx_recipe(
+            provider=self._provider,
+            options=_provider_options(self._provider, self._device),
+            complex_inputs=self._interface.complex_inputs,
+            outputs=self._interface.outputs,
+        )
+        return Recipe(source, arranged, needs=("onnxruntime",))
 
     def close(self) -> None:
         """Release the session with its weights."""
@@ -271,16 +287,19 @@ def _from_numpy(value: Any, device: torch.device) -> Any:
     return torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape).to(device)
 
 
-def _open(path: Path, device: torch.device, provider: str | None) -> Any:
+def _provider_options(provider: str, device: torch.device) -> dict[str, str]:
+    return {"device_id": str(device.index or 0)} if provider == _PROVIDERS["cuda"] else {}
+
+
+def _open(path: Path, device: torch.device, wanted: str) -> Any:
     import onnxruntime  # noqa: PLC0415 - an extra
 
-    wanted = provider or _PROVIDERS[device.type]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     if wanted != _PROVIDERS["cpu"]:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    own = {"device_id": str(device.index or 0)} if wanted == _PROVIDERS["cuda"] else {}
+    own = _provider_options(wanted, device)
     # Without this, a provider that fails is replaced by the CPU, which says so on stdout only.
     session = onnxruntime.InferenceSession(str(path), options, providers=[(wanted, own)], enable_fallback=0)
     session.disable_fallback()

@@ -6,21 +6,38 @@ import tempfile
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from pytest_torchexport.backends import torch_warnings
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Suspicion, choose, expect, overwrite
+from pytest_torchexport.backends import recipes, torch_warnings
+from pytest_torchexport.backends.base import (
+    Backend,
+    Exported,
+    ExportRequest,
+    Recipe,
+    Suspicion,
+    choose,
+    expect,
+    overwrite,
+)
 from pytest_torchexport.backends.compile import missing_compiler
 from pytest_torchexport.backends.convention import Convention, grouped_shapes
+from pytest_torchexport.backends.fx_steps import interpret
 from pytest_torchexport.backends.sharing import by_name, share_parameters
 from pytest_torchexport.outcome import NotChecked
+from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import FunctionModule, as_module
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from torch.export import ExportedProgram
+
+    from pytest_torchexport.backends.base import Step
+    from pytest_torchexport.subject.call import Call
 
 
 @dataclass
@@ -146,6 +163,11 @@ class ExportedModule(Exported):
         args, kwargs = self._convention.arrange(args, kwargs)
         return self._module(*args, **kwargs)
 
+    def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
+        """The operators of the program, interpreted."""
+        args, kwargs = self._convention.arrange(args, kwargs)
+        return interpret(self._module, [leaf for _, leaf in containers.leaves((args, kwargs))], prefix=self._prefix)
+
     def read_state(self) -> dict[str, Any]:
         """The buffers, and tensor attributes of the user's modules that the program keeps as constants."""
         return dict(by_name(self._state, self._prefix))
@@ -158,6 +180,13 @@ class ExportedModule(Exported):
     def parameters(self) -> dict[str, torch.Tensor]:
         """The program's parameters."""
         return by_name(dict(self._module.named_parameters()), self._prefix)
+
+    def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
+        """Load the file as it is."""
+        del calls, folder
+        source, needs = recipes.torch_export(self._module)
+        state = recipes.module_state(f"{self._prefix}." if self._prefix else "")
+        return Recipe(source + state, partial(self._convention.arrange, checked=False), needs)
 
 
 def wrapper_prefix(request: ExportRequest) -> str:
@@ -253,6 +282,7 @@ class AotiPackage(Exported):
         self._index = index
         self._program: Any = self._load()
         self._state: dict[str, torch.Tensor] | None = {}
+        self._taken_over: list[str] = []
         parameters = {name for name, _ in as_module(request.model).named_parameters(remove_duplicate=False)}
         names = [name for name in self._program.get_constant_fqns() if name not in parameters]
         if names:
@@ -277,6 +307,14 @@ class AotiPackage(Exported):
         with torch_warnings.shown():
             return torch._inductor.aoti_load_package(str(self._path), device_index=self._index)
 
+    def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
+        """Load the package, and give it its buffers as is done here."""
+        del calls, folder
+        source = recipes.aoti(self._taken_over, self._index)
+        if self._taken_over:
+            source += recipes.named_state(f"{self._prefix}." if self._prefix else "")
+        return Recipe(source, partial(self._convention.arrange, checked=False))
+
     def close(self) -> None:
         """Unload the library, and only then the tensors that it uses."""
         self._program = None
@@ -291,6 +329,7 @@ class AotiPackage(Exported):
             self.not_checked.append(NotChecked("the state", f"the package's buffers cannot be read: {first}"))
             return
         self._program.load_constants(self._state, check_full_update=False, user_managed=True)
+        self._taken_over = names
 
 
 def packaged_constants(path: Path, device: torch.device, names: Collection[str]) -> dict[str, torch.Tensor]:
