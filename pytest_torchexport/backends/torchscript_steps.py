@@ -117,7 +117,7 @@ def steps(
     def run(*args: Any, **kwargs: Any) -> None:
         named = defaults | kwargs | dict(zip(names, args, strict=False))
         # As written: torch would fuse operators and fold constants, which is not the program's own doing.
-        with torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]
+        with torch.jit.optimized_execution(should_optimize=False):  # type: ignore[no-untyped-call]
             kept.extend(function(*module, *(named[name] for name in names)))
 
     call(run)
@@ -140,12 +140,19 @@ class _Recording:
         self._reads = Reads(flat)
         self._log = self._new_list(torch._C.ListType.ofTensors())
         self._ids = self._new_list(torch._C.ListType.ofInts())
+        self._protect_constants()
         self._visit(self._graph)
         for _ in list(self._graph.outputs()):
             self._graph.eraseOutput(0)
         self._graph.registerOutput(self._log)
         self._graph.registerOutput(self._ids)
         self._graph.makeMultiOutputIntoTuple()
+
+    def _protect_constants(self) -> None:
+        """Give the graph constants of its own where it may write to them: a copied graph shares their memory."""
+        for node in self._graph.findAllNodes("prim::Constant"):
+            if node.hasAttribute("value") and node.kindOf("value") == "t" and self._reads.may_change(node.output()):
+                node.t_("value", node.t("value").clone())
 
     def _new_list(self, kind: Any) -> Any:
         node = self._graph.create("prim::ListConstruct", [], 1)

@@ -109,6 +109,7 @@ class Reads:
         self._changes: dict[int | str, list[tuple[str, ...]]] = {}
         self._seen: dict[int, int] = {}
         self._attributes: dict[str, tuple[str, ...]] = {}
+        self._written: list[int] = []
         for value in flat.graph.inputs():
             if flat.path(value) is None:
                 self._outside[value.unique()] = value.debugName()
@@ -116,30 +117,28 @@ class Reads:
 
     def _visit(self, block: Any) -> None:
         for node in block.nodes():
-            outputs = list(node.outputs())
-            blocks = list(node.blocks())
-            for inner in blocks:
+            for inner in node.blocks():
                 self._visit(inner)
-            if node.kind() == "prim::GetAttr":
-                self._attribute(outputs[0])
+            if node.kind() in ("prim::GetAttr", "prim::SetAttr"):
+                self._attribute(node)
             elif node.kind() == "prim::Constant":
-                if is_tensor(outputs[0]):
-                    self._outside[outputs[0].unique()] = outputs[0].debugName()
-            elif node.kind() == "prim::SetAttr":
-                owner, value = node.inputs()
-                if (path := self._flat.path(owner)) is not None:
-                    self._join(f"{path}.{node.s('name')}".lstrip("."), value.unique())
+                if is_tensor(node.output()):
+                    self._outside[node.output().unique()] = node.output().debugName()
             elif node.kind() == "prim::If":
-                for out, *results in zip(outputs, *(inner.outputs() for inner in blocks), strict=True):
-                    self._define(out, results)
+                results = (inner.outputs() for inner in node.blocks())
+                for out, *sources in zip(node.outputs(), *results, strict=True):
+                    self._define(out, sources)
             elif node.kind() == "prim::Loop":
-                starts, body = list(node.inputs())[2:], blocks[0]
-                parameters, lasts = list(body.inputs())[1:], list(body.outputs())[1:]
-                for out, parameter, start, last in zip(outputs, parameters, starts, lasts, strict=True):
-                    self._define(parameter, [start, last])
-                    self._define(out, [start, last])
+                self._loop(node)
             else:
                 self._operator(node)
+
+    def _loop(self, node: Any) -> None:
+        body = next(node.blocks())
+        starts, lasts = list(node.inputs())[2:], list(body.outputs())[1:]
+        for out, parameter, start, last in zip(node.outputs(), list(body.inputs())[1:], starts, lasts, strict=True):
+            self._define(parameter, [start, last])
+            self._define(out, [start, last])
 
     def _operator(self, node: Any) -> None:
         handed_on = is_handed_on(node)
@@ -149,17 +148,24 @@ class Reads:
             for source, its_memory in zip(node.inputs(), before, strict=True):
                 if handed_on or memory & its_memory:
                     self._join(value.unique(), source.unique())
+        self._written += [one.unique() for one in writes(node)]
 
     def _define(self, value: Any, sources: list[Any]) -> None:
         self._definitions[value.unique()] = sources
         for source in sources:
             self._join(value.unique(), source.unique())
 
-    def _attribute(self, value: Any) -> None:
-        path = self._flat.path(value)
+    def _attribute(self, node: Any) -> None:
+        if node.kind() == "prim::GetAttr":
+            path = self._flat.path(node.output())
+            if path is not None:
+                self._outside[node.output().unique()] = path
+                self._join(path, node.output().unique())
+            return
+        owner, value = node.inputs()
+        path = self._flat.path(owner)
         if path is not None:
-            self._outside[value.unique()] = path
-            self._join(path, value.unique())
+            self._join(f"{path}.{node.s('name')}".lstrip("."), value.unique())
 
     def _root(self, value: int | str) -> int | str:
         while (parent := self._parents.get(value, value)) != value:
@@ -168,6 +174,10 @@ class Reads:
 
     def _join(self, first: int | str, second: int | str) -> None:
         self._parents[self._root(first)] = self._root(second)
+
+    def may_change(self, value: Any) -> bool:
+        """Whether an operator writes to a value, or to one that may share its memory."""
+        return self._root(value.unique()) in {self._root(one) for one in self._written}
 
     def definition(self, value: Any) -> list[Any]:
         """What a value is taken from, or computed from."""
