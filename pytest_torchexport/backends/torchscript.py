@@ -21,8 +21,10 @@ from pytest_torchexport.subject.call import Call, as_module, bind, signature_of
 from pytest_torchexport.subject.state import identical, script_attributes, write_script_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from pytest_torchexport.backends.base import Step
 
     _Arranged = tuple[tuple[Any, ...], dict[str, Any]]
     _Arrange = Callable[..., _Arranged]
