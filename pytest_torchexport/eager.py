@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.backends.base import Structure
-from pytest_torchexport.compare.noise import Eager, RoundingNoise
+from pytest_torchexport.compare.noise import RoundingNoise
 from pytest_torchexport.compare.records import SecondOpinion, compare_records, named_leaves
+from pytest_torchexport.compare.rerun import Eager
+from pytest_torchexport.compare.tolerance import Rules, Tolerance
 from pytest_torchexport.outcome import Leaf
 from pytest_torchexport.subject import containers, source
 from pytest_torchexport.subject.call import Call, name_of, positional_names
@@ -186,7 +188,7 @@ def _first_difference(
         structure=Structure.SAME,
         states=reference.states(reference.start),
         names=plan.names,
-        tolerance=None,
+        rules=Rules(),
     )
     return next(iter(comparison.disagreeing), None)
 
@@ -229,6 +231,7 @@ def second_opinion(
     snapshot: Snapshot,
     reference: Reference,
     trial: Trial,
+    rules: Rules,
     program: Callable[..., Any] | None = None,
 ) -> SecondOpinion:
     """What says whether eager's own rounding explains a difference on an input; the measurement stays with the trial.
@@ -238,12 +241,14 @@ def second_opinion(
         snapshot: the state that the runs start from, and that the model is left in.
         reference: the trial's.
         trial: the input.
+        rules: the tolerance of each result.
         program: what stands in the model's place, if the trial's record is not the model's own.
     """
     eager = _rerunning(plan, snapshot, reference, trial, program)
 
     def ask(leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
-        noise = _noise_of(trial, plan, eager)
+        rule = rules.of_result(leaf.path)
+        noise = _noise_of(trial, plan, eager, rule)
         if not noise.repeats:
             # Noise is how far two runs with rounding errors differ: it means nothing if two equal runs differ too.
             differs = agrees_with_itself(plan, snapshot, reference, trial, program)
@@ -251,7 +256,7 @@ def second_opinion(
                 msg = f"{differs.path} ({differs.reason})"
                 raise Unstable(msg)
             noise.repeats = True
-        return noise.judge(leaf, expected, actual, eager, disputed)
+        return noise.judge(leaf, expected, actual, eager, disputed, rule)
 
     return ask
 
@@ -263,24 +268,27 @@ class Glance:
     `second_opinion`.
     """
 
-    def __init__(self, plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial) -> None:
-        self._plan, self._trial = plan, trial
+    def __init__(self, plan: Plan, snapshot: Snapshot, reference: Reference, trial: Trial, rules: Rules) -> None:
+        self._plan, self._trial, self._rules = plan, trial, rules
         self._eager = _rerunning(plan, snapshot, reference, trial, None)
         self.undecided = False
 
     def __call__(self, leaf: Leaf, expected: Any, actual: Any, disputed: frozenset[str]) -> Leaf:
         """The leaf if its difference is far beyond rounding, else one that agrees."""
-        noise = _noise_of(self._trial, self._plan, self._eager)
-        if noise.rules_out(leaf, expected, actual, self._eager, disputed):
+        rule = self._rules.of_result(leaf.path)
+        noise = _noise_of(self._trial, self._plan, self._eager, rule)
+        if noise.rules_out(leaf, expected, actual, self._eager, disputed, rule):
             return leaf
         self.undecided = True
         return replace(leaf, agrees=True, cause=None)
 
 
-def _noise_of(trial: Trial, plan: Plan, eager: Eager) -> RoundingNoise:
-    if trial.noise is None:
-        trial.noise = RoundingNoise(eager.leaves(trial.record), plan.seed)
-    return trial.noise
+def _noise_of(trial: Trial, plan: Plan, eager: Eager, rule: Tolerance) -> RoundingNoise:
+    noise = trial.noise.get(rule.precision)
+    if noise is None:
+        noise = RoundingNoise(eager.leaves(trial.record), plan.seed, rule.precision)
+        trial.noise[rule.precision] = noise
+    return noise
 
 
 def _rerunning(
@@ -295,4 +303,5 @@ def _rerunning(
         calls = tuple(call.place(plan.device, dtype) for call in trial.calls)
         return eager_run(plan, snapshot, reference, calls, mode=mode, program=program)
 
-    return Eager(rerun, leaves, lambda: parameters(plan.model).values())
+    ways = None if program is not None or reference.decides else reference.ways
+    return Eager(rerun, leaves, lambda: parameters(plan.model).values(), ways)

@@ -14,7 +14,7 @@ from pytest_torchexport.outcome import Cause, Leaf, NotChecked
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend
     from pytest_torchexport.compare.records import SecondOpinion
-    from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.compare.tolerance import Rules
     from pytest_torchexport.draft import Draft, Failure
     from pytest_torchexport.plan import Plan
     from pytest_torchexport.program import Program
@@ -35,7 +35,7 @@ class Judge:
     """Compares eager with one exported program, input by input; what is left unchecked it notes in the draft."""
 
     plan: Plan
-    tolerance: Tolerance | None
+    rules: Rules
     backend: Backend
     draft: Draft
     program: Program
@@ -49,13 +49,14 @@ class Judge:
         if record.error is not None:
             record.error = record.error.with_traceback(None)
             return self._finding(trial, record, Comparison())
-        glance = None if self.tolerance else Glance(self.plan, self.snapshot, self.reference, trial)
+        glance = Glance(self.plan, self.snapshot, self.reference, trial, self.rules)
         comparison = self.comparison(trial, record, glance)
-        if glance is not None and glance.undecided and not comparison.disagreeing:
-            asked = second_opinion(self.plan, self.snapshot, self.reference, trial)
-            comparison = self.comparison(trial, record, asked)
+        if glance.undecided and not comparison.disagreeing:
+            comparison = self.comparison(trial, record, self._measuring(trial))
         if not comparison.unjudged or comparison.disagreeing:
             self.draft.count(comparison.leaves)
+        for path in comparison.ignored:
+            self.draft.note(NotChecked(path, "the test's tolerance says compare='ignore'"))
         for path in comparison.left_out:
             self.draft.note(NotChecked(path, "it is no tensor: the exported program does not return it"))
         for name in comparison.unread:
@@ -70,9 +71,9 @@ class Judge:
     def measured(self, failure: Failure) -> Finding | Unjudged | None:
         """What differs on a failing input when eager's rounding is measured in full."""
         trial, record = failure.trial, failure.record
-        if self.tolerance or record.error is not None or trial.record.error is not None:
+        if record.error is not None or trial.record.error is not None:
             return failure.finding
-        comparison = self.comparison(trial, record, second_opinion(self.plan, self.snapshot, self.reference, trial))
+        comparison = self.comparison(trial, record, self._measuring(trial))
         if comparison.disagreeing:
             return self._finding(trial, record, comparison)
         return Unjudged(comparison.unjudged[0]) if comparison.unjudged else None
@@ -82,14 +83,17 @@ class Judge:
         if record.error is not None:
             record.error = record.error.with_traceback(None)
             return self._finding(trial, record, Comparison())
+        if thorough:
+            comparison = self.comparison(trial, record, self._measuring(trial))
+            return self._finding(trial, record, comparison) if comparison.disagreeing else None
         comparison = self.comparison(trial, record, None)
         if not comparison.disagreeing:
             return None
         finding = self._finding(trial, record, comparison)
-        if self.tolerance or (not thorough and not is_clear(finding)):
+        if not is_clear(finding):
             return finding
-        asked = (second_opinion if thorough else Glance)(self.plan, self.snapshot, self.reference, trial)
-        comparison = self.comparison(trial, record, asked)
+        glance = Glance(self.plan, self.snapshot, self.reference, trial, self.rules)
+        comparison = self.comparison(trial, record, glance)
         return self._finding(trial, record, comparison) if comparison.disagreeing else None
 
     def comparison(self, trial: Trial, record: Record, asked: SecondOpinion | None) -> Comparison:
@@ -101,10 +105,13 @@ class Judge:
             structure=self.backend.structure,
             states=self.program.states,
             names=self.plan.names,
-            tolerance=self.tolerance,
+            rules=self.rules,
             gradients=self._gradients_of(trial),
             second_opinion=asked,
         )
+
+    def _measuring(self, trial: Trial) -> SecondOpinion:
+        return second_opinion(self.plan, self.snapshot, self.reference, trial, self.rules)
 
     def _finding(self, trial: Trial, record: Record, comparison: Comparison) -> Finding:
         return Finding(

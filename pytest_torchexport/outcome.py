@@ -210,10 +210,12 @@ class Leaf:
     @property
     def excess(self) -> float:
         """How far beyond the tolerance, as a multiple of it; infinite for a leaf that differs in kind."""
-        if self.agrees:
-            return self.max_abs / self.allowed if self.allowed else 0.0
-        if self.cause is not Cause.NUMERIC or not self.allowed or math.isnan(self.max_abs):
+        if not self.agrees and (self.cause is not Cause.NUMERIC or math.isnan(self.max_abs)):
             return math.inf
+        if self.limit:
+            return self.score / self.limit
+        if not self.allowed:
+            return 0.0 if self.agrees else math.inf
         return self.max_abs / self.allowed
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.compare.tolerance import Tolerance
+from pytest_torchexport.compare.tolerance import Given, Rules
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.inputs import draw, shapes
 from pytest_torchexport.subject import containers, devices, source
@@ -55,7 +55,7 @@ class Policy:
     backend: str | Backend = "trace"
     device: str = "cpu"
     dtype: str | None = None
-    tolerance: Tolerance | None = None
+    tolerance: Given = None
     n_inputs: int = 10
     seed: int = 0
     grad: bool = False
@@ -106,6 +106,7 @@ class Plan:
         branches: `search`, `observe` or `off`.
         search_budget: runs of eager that the branch search may use.
         user_code: whose decisions count, beside those of the user's own code.
+        rules: the tolerance of each result; eager's part of a check does not depend on them.
     """
 
     model: Callable[..., Any]
@@ -123,6 +124,7 @@ class Plan:
     branches: str = "off"
     search_budget: int | None = None
     user_code: tuple[str, ...] = ()
+    rules: Rules = field(default_factory=Rules)
 
     def names(self, call: Call) -> dict[str, Any]:
         """A call's arguments by name."""
@@ -207,6 +209,7 @@ def make_plan(subject: Subject, policy: Policy, origin: str) -> Plan:
         branches=policy.branches,
         search_budget=policy.search_budget,
         user_code=policy.user_code,
+        rules=Rules.of(policy.tolerance),
     )
 
 
@@ -223,9 +226,6 @@ def _check_policy(subject: Subject, policy: Policy) -> None:
             raise UsageError(msg)
     if not isinstance(policy.grad, bool):
         msg = f"grad={policy.grad!r}: give True or False"
-        raise UsageError(msg)
-    if policy.tolerance is not None and not isinstance(policy.tolerance, Tolerance):
-        msg = f"tolerance is {describe_type(policy.tolerance)}: give Tolerance(rtol=..., atol=...)"
         raise UsageError(msg)
     _check_branches(policy)
 

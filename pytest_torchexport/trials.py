@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_torchexport.branches.observation import Taken
     from pytest_torchexport.branches.sites import Site
     from pytest_torchexport.compare.noise import RoundingNoise
+    from pytest_torchexport.compare.path import Path
     from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.subject.call import Call
     from pytest_torchexport.subject.run import Record
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 class Trial:
     """One input that eager accepts: a sequence of calls, and what eager did on it.
 
-    `taken` is what it took at each decision, where that was observed; `goals` are the outcomes that the search found it
-    for.
+    `noise` is eager's rounding noise on it, by the precision that it is measured for. `taken` is what it took at each
+    decision, where that was observed; `goals` are the outcomes that the search found it for.
     """
 
     calls: tuple[Call, ...]
     record: Record
     kind: str
     label: str
-    noise: RoundingNoise | None = None
+    noise: dict[str | None, RoundingNoise] = field(default_factory=dict)
     taken: Taken | None = None
     goals: tuple[tuple[Site, Any], ...] = ()
 
@@ -53,6 +54,7 @@ class Reference:
         buffers: names of the registered buffers in it.
         notes: what the reference leaves unchecked, as (what, why).
         coverage: which branches the inputs took; None where they were not observed.
+        ways: eager's ways through the model by those of runs in double precision, for models that decide nothing.
         reuses_memory: eager returns the same memory from each run, so that every output has to be copied at once.
     """
 
@@ -65,6 +67,12 @@ class Reference:
     notes: list[tuple[str, str]] = field(default_factory=list)
     reuses_memory: bool = False
     coverage: BranchCoverage | None = None
+    ways: dict[Path, Path] = field(default_factory=dict)
+
+    @property
+    def decides(self) -> bool:
+        """Whether an input may decide on the model's way, as far as is known."""
+        return self.coverage is None or bool(self.coverage.decisions)
 
     def states(self, exported: Mapping[str, Any] | None, *, complete: bool = False) -> StateView:
         """Eager's starting state beside the loaded program's; complete if that is the module's own."""

@@ -26,6 +26,9 @@ _WIDE = {
 }
 
 
+_DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
 class NoDouble(Exception):  # no error: an operator of the model has no meaning in double precision
     """Nothing can be said about this model in double precision; the message says why."""
 
@@ -48,6 +51,8 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._data: list[torch.Tensor] = []
         self.computed = Path()
         """The way that the run takes, to be compared with that of a `Watch`."""
+        self.decides = False
+        """Whether values of tensors decide on Python numbers or on sizes."""
 
     def __enter__(self) -> Self:
         """Swap the parameters' data, switch the mode on."""
@@ -90,6 +95,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
             msg = "the model reads the bits of its numbers (Tensor.view(dtype))"
             raise NoDouble(msg)
         traits = traits_of(func)
+        self.decides |= not _DECIDING.isdisjoint(func.tags)
         if computes(func):
             self.computed.step(func, args, kwargs)
         if traits.view:

@@ -14,6 +14,7 @@ import torch
 from torch._decomp import decomposition_table
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from pytest_torchexport.compare.operators import (
     Traits,
@@ -34,6 +35,9 @@ than most operators do."""
 
 _PIECE = 1 << 17
 """Elements that are given their noise together: large tensors would pass through the memory once for each step."""
+
+_EPS_EVERYWHERE = {"bf16": 2.0**-7, "fp16": 2.0**-10}
+_EPS_TF32 = 2.0**-10
 
 _INTEGER_OF = {
     torch.float64: torch.int64,
@@ -125,12 +129,16 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         seed: together with the draw it decides the noise.
         draw: number of the draw.
         loudness: multiplies all of the noise.
+        precision: what float32 is rounded to instead: `bf16` or `fp16` wherever something is read or computed, `tf32`
+            where matrix products and convolutions read their operands.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, seed: int, draw: int, loudness: int = 1) -> None:
+    def __init__(self, seed: int, draw: int, loudness: int = 1, precision: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._rounds_products = precision == "tf32"
+        self._eps = _EPS_EVERYWHERE.get(precision or "", 0.0)
         self._generator = torch.Generator().manual_seed((seed * 1_000_003 + draw * 64 + loudness) % (1 << 62))
         self._loudness = loudness
         self._least_units = 1
@@ -178,6 +186,9 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         args = tuple(self._read(traits, name, a) for name, a in zip(traits.names, args, strict=False))
         kwargs = {name: self._read(traits, name, a) for name, a in kwargs.items()}
+        if self._rounds_products and func.overloadpacket in flop_registry:
+            args = tuple(map_tensors(a, self._rounded) for a in args)
+            kwargs = {name: map_tensors(a, self._rounded) for name, a in kwargs.items()}
         result = self._taken_apart(func, args, kwargs) if traits.normalises else func(*args, **kwargs)
         written = [t for name, a in by_name(traits, args, kwargs) if name in traits.written for t in tensors_in(a)]
         read = {_storage(t) for t in given} - {_storage(t) for t in written}
@@ -208,6 +219,14 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.derives |= decided
                 self._keep_address(tensor)
                 self._decided.add(_storage(tensor))
+
+    def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """An operand of a product as the units for TF32 read it."""
+        if tensor.dtype is not torch.float32 or not tensor.numel():
+            return tensor
+        moved = tensor.clone()
+        self._multiply_by_pool(moved, round(_EPS_TF32 / torch.finfo(torch.float32).eps) * self._loudness)
+        return moved
 
     def _taken_apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The kernel's result by way of simpler operators, each of which gets its noise."""
@@ -289,8 +308,9 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _step(self, values: torch.Tensor, signs: torch.Tensor, target: torch.Tensor) -> None:
         """Write the values, each one unit in the last place up or down."""
-        steps = signs if self._loudness == 1 else signs * self._loudness
         info = torch.finfo(values.dtype)
+        count = self._loudness * max(1, round(self._eps / info.eps))
+        steps = signs if count == 1 else signs * count
         sizes = values.abs()
         least, most = sizes.aminmax()
         if not (least >= info.tiny and most < 1):  # most weights are: then there is nothing to leave out
@@ -308,8 +328,13 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not _is_noisy(tensor) or overlaps or tensor.is_conj() or tensor.is_neg():
             return
         real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        self.coarsest = max(self.coarsest, torch.finfo(real.dtype).eps)
-        pool = _factors(real.dtype, units * self._loudness, real.device)
+        eps = torch.finfo(real.dtype).eps
+        self.coarsest = max(self.coarsest, eps)
+        self._multiply_by_pool(real, max(units, round(self._eps / eps)) * self._loudness)
+
+    def _multiply_by_pool(self, real: torch.Tensor, units: int) -> None:
+        """Multiply in place by random factors."""
+        pool = _factors(real.dtype, units, real.device)
         count = real.numel()
         places = [self._place() for _ in range(0, count, _POOL)]
         if not real.is_contiguous():

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from pytest_torchexport.compare.tolerance import CALIBRATED, Tolerance
 from pytest_torchexport.compare.tree import as_tensor
 from pytest_torchexport.compare.values import compare_values
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.output import Structure
 
-if TYPE_CHECKING:
-    from pytest_torchexport.compare.tolerance import Tolerance
-
 _NUMBERS = (bool, int, float, complex)
 
 
 def compare_leaf(
-    path: str, expected: Any, actual: Any, tolerance: Tolerance | None, structure: Structure = Structure.SAME
+    path: str,
+    expected: Any,
+    actual: Any,
+    tolerance: Tolerance = CALIBRATED,
+    structure: Structure = Structure.SAME,
 ) -> Leaf:
     """Compare one leaf: kind, dtype and shape exactly, values by the tolerance, NaN and infinities in place.
 
@@ -28,7 +30,7 @@ def compare_leaf(
         path: what the result is called.
         expected: eager's leaf.
         actual: the exported program's leaf.
-        tolerance: None takes the default for the dtype.
+        tolerance: by what the values are judged.
         structure: what the exported form can carry; not all forms have numbers that are no tensors.
     """
     if isinstance(expected, (str, bytes, type(None))) or as_tensor(expected) is None:

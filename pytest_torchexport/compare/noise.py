@@ -1,46 +1,43 @@
-"""A second opinion on a difference: does the rounding noise of eager itself explain it?
+"""The calibrated rule: does the rounding noise of eager itself explain a difference?
 
-Eager runs again with noise of the size of a rounding error added to every operation, and once in double precision. How
-far its results move is how far a correct export may be off. It is asked only where the fixed tolerance disagrees.
+Eager runs once in double precision, and again with noise of the size of a rounding error added to every operation. How
+far its results move is how far a correct export may be off:
+
+    n = max(|r - y|, max_j |y_j - y|)               y eager, r in float64, y_j with noise
+    T = max(n, q, u * |y|, smallest normal number)  q rms of n over the quietest slice, u unit roundoff
+    agree if |z - r| <= 6 T for every element       z the exported program
+
+This is Monte Carlo arithmetic (Parker 1997; Verificarlo, arXiv 1509.01347) at the level of operators. Runs are made one
+by one until the difference is explained, since T only grows; where the bits are equal, none.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.compare.double import InDouble, NoDouble
+from pytest_torchexport.compare.double import NoDouble
 from pytest_torchexport.compare.flips import Flips
 from pytest_torchexport.compare.jitter import Jitter
+from pytest_torchexport.compare.opinion import Opinion, told, without_measurement
 from pytest_torchexport.compare.path import Path, Watch
-from pytest_torchexport.compare.spread import (
-    Selection,
-    Spread,
-    Values,
-    beyond_default,
-    same_class,
-    scale_of,
-    unravel,
-    wide,
-)
+from pytest_torchexport.compare.rerun import Eager, in_double
+from pytest_torchexport.compare.spread import Seen, Spread, Values, same_class, scale_of, unravel, wide
+from pytest_torchexport.compare.tolerance import CALIBRATED, DEFAULT_K, Tolerance
 from pytest_torchexport.compare.tree import as_tensor
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject.run import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterator, Mapping
     from collections.abc import Set as AbstractSet
-    from contextlib import AbstractContextManager
 
 
-LIMIT = 6.0
-"""How many times the noise a correct export may be off."""
-_LAST_LIMIT = 5.0
-"""The same after the last draw, when the noise is known best."""
+_LAST = 5 / 6
+"""After the last draw, when the noise is known best, so much of the limit counts; not where eager itself is the centre,
+since the noise then lacks the float64 run."""
 _DRAWS = 8
 _LOUD_DRAWS = 8
 _LOUDNESS = 8
@@ -59,6 +56,10 @@ _FAR = 1000.0
 """Beyond so many limits of the noise of a single draw a difference counts at first sight. From there to the end no
 element's noise grew more than 222 times in these models.
 """
+_WORTH_A_LOOK = 10.0
+"""Of a smaller multiple of the bound without a measurement a first look says nothing."""
+_SMALL = 1 << 16
+"""Elements of a leaf that is measured whether or not it differs."""
 _FAR_DRAWS_OF_JUMPS = 3
 """So many draws such a look takes where the model has jumps: half of them show one that hangs on a rounding error."""
 
@@ -67,92 +68,19 @@ class TooChaotic(Exception):  # no error: the model cannot be judged on this inp
     """The noise would explain the difference, but it is so large that it would explain nearly any; says how large."""
 
 
-class Rerun(Protocol):
-    """Runs eager once more on the input, from the same state and random numbers."""
-
-    def __call__(self, mode: AbstractContextManager[Any], dtype: torch.dtype | None = None) -> Record:
-        """The record of a run under the mode, with floating arguments in the dtype if one is given."""
-
-
-@dataclass(frozen=True)
-class Eager:
-    """How to run eager again on one input, and to read what it did.
-
-    Attributes:
-        rerun: runs it under a mode.
-        leaves: the leaves of a record, by the paths that `compare_records` uses.
-        parameters: the model's parameters.
-    """
-
-    rerun: Rerun
-    leaves: Callable[[Record], Mapping[str, Any]]
-    parameters: Callable[[], Iterable[torch.nn.Parameter]] = tuple
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """Whether eager's rounding noise explains a difference.
-
-    Attributes:
-        agrees: it does.
-        score: the worst element's error as a multiple of the noise there; for a discrete leaf the number of elements
-            with a value that noise never gives them, as a multiple of the few that may be.
-        limit: what the score was held against.
-        draws: number of jittered runs behind it.
-        noise: the noise at the worst element, in the unit of the value.
-        ratio: the noise of the whole leaf (root mean square) relative to its largest magnitude.
-        error: the worst element's deviation from the double-precision reference, else from eager.
-        index: the worst element.
-        centred: there was a double-precision reference.
-        too_chaotic: the noise is too large a part of the signal for a pass to mean anything.
-        surely: the score without the elements that are NaN or infinite on one side.
-    """
-
-    agrees: bool
-    score: float
-    limit: float
-    draws: int
-    noise: float = 0.0
-    ratio: float = 0.0
-    error: float = 0.0
-    index: tuple[int, ...] = ()
-    centred: bool = False
-    too_chaotic: bool = False
-    surely: float = 0.0
-
-
-def in_double(eager: Eager, computed: Path | None = None) -> Record:
-    """What eager does in double precision; the record holds an error where an operator has no such form.
-
-    Parameters are converted where they are read. Code that compares dtypes (recurrent layers do) stumbles over that;
-    it is run again with all parameters converted for the time of the run.
-
-    Args:
-        eager: how to run it.
-        computed: the way that eager takes. A run that takes another one (where float32 overflows, say) is an error:
-            its results are those of another branch.
-    """
-    mode = InDouble()
-    record = eager.rerun(mode, torch.float64)
-    if record.error is not None:
-        mode = InDouble(eager.parameters())
-        record = eager.rerun(mode, torch.float64)
-    if record.error is None and computed is not None and mode.computed != computed:
-        return Record(error=NoDouble("in double precision the model takes another branch"))
-    return record
-
-
 class RoundingNoise:
     """The rounding noise of eager on one input, measured as far as questions about it need.
 
     Args:
         leaves: what eager did, by path.
         seed: decides the noise; the same seed gives the same opinions.
+        precision: what the noise is that of, if not of eager's own dtypes: `tf32`, `bf16` or `fp16`.
     """
 
-    def __init__(self, leaves: Mapping[str, Any], seed: int) -> None:
+    def __init__(self, leaves: Mapping[str, Any], seed: int, precision: str | None = None) -> None:
         self._leaves = leaves
         self._seed = seed
+        self._precision = precision
         self.repeats = False
         """Whether eager was seen to repeat itself on the input; the noise means nothing otherwise."""
         self._asked: frozenset[str] = frozenset()
@@ -173,86 +101,87 @@ class RoundingNoise:
         self.without_reference: str | None = None
 
     def judge(
-        self, leaf: Leaf, expected: Any, actual: Any, eager: Eager, disputed: frozenset[str] = frozenset()
+        self,
+        leaf: Leaf,
+        expected: Any,
+        actual: Any,
+        eager: Eager,
+        disputed: frozenset[str] = frozenset(),
+        tolerance: Tolerance = CALIBRATED,
     ) -> Leaf:
-        """The second opinion on a leaf that differs in its values.
+        """The verdict on a leaf that differs in its values.
 
         Args:
-            leaf: the comparison by the fixed tolerance.
+            leaf: the comparison without a measurement.
             expected: eager's leaf.
             actual: the exported program's.
             eager: how to run eager again.
             disputed: paths of further leaves that will be asked about; to name them here saves runs.
+            tolerance: its k counts.
 
         Returns:
-            A leaf that agrees, or the given one with the opinion in its reason.
+            The leaf with what the measurement says. Where none is possible, the defaults of
+            `torch.testing.assert_close` decide, with an atol in proportion to small outputs.
 
         Raises:
             TooChaotic: the noise explains the difference, but would explain nearly any.
         """
         if leaf.agrees or leaf.cause not in (Cause.NUMERIC, Cause.SPECIAL_VALUE):
             return leaf
-        self._ask_about(disputed)
-        opinion = self.opinion(leaf.path, expected, actual, eager, only=beyond_default)
+        self._ask_about(disputed | {leaf.path})
+        k = DEFAULT_K if tolerance.k is None else tolerance.k
+        opinion = self.opinion(leaf.path, expected, actual, eager, k=k)
         if opinion is None:
-            return leaf
-        if not opinion.agrees:
-            said = f"{opinion.score:.3g}x the rounding noise of eager, limit {opinion.limit:g}x"
-            if not math.isfinite(opinion.score):
-                said = f"in none of {opinion.draws} runs of eager with rounding noise is it so"
-            return dataclasses.replace(leaf, reason=f"{leaf.reason}; {said}")
-        if opinion.too_chaotic:
+            return without_measurement(leaf)
+        if opinion.agrees and opinion.too_chaotic:
             msg = (
                 f"{leaf.path} is too chaotic: the rounding noise of eager itself is {opinion.ratio:.2g} of the largest "
                 f"value ({opinion.draws} jittered runs), and any difference of that size would pass"
             )
             raise TooChaotic(msg)
-        return dataclasses.replace(
-            leaf,
-            agrees=True,
-            cause=None,
-            mismatched=0,
-            max_abs=opinion.error,
-            allowed=opinion.limit * opinion.noise,
-            index=opinion.index,
-            reason=f"explained by rounding: {opinion.score:.2g}x the noise of eager (limit {opinion.limit:g}x)",
-        )
+        return told(leaf, opinion, expected, actual)
 
     def rules_out(
-        self, leaf: Leaf, expected: Any, actual: Any, eager: Eager, disputed: frozenset[str] = frozenset()
+        self,
+        leaf: Leaf,
+        expected: Any,
+        actual: Any,
+        eager: Eager,
+        disputed: frozenset[str] = frozenset(),
+        tolerance: Tolerance = CALIBRATED,
     ) -> bool:
         """Whether a first look, at one or a few runs with noise, shows that rounding is far from an explanation.
 
         It is no verdict: one run is a sample. False says nothing. The runs are not lost for `judge`.
 
         Args:
-            leaf: the comparison by the fixed tolerance, which differs in its values.
+            leaf: the comparison without a measurement, which differs in its values.
             expected: eager's leaf.
             actual: the exported program's.
             eager: how to run eager again.
             disputed: paths of further leaves that will be asked about.
+            tolerance: its k counts.
         """
         values = self._values(leaf.path, expected, actual)
-        if values is None:
+        if values is None or leaf.excess < _WORTH_A_LOOK:
             return False
         self._ask_about(disputed | {leaf.path})
         if not values.floating:
             self._draw_until_settled(leaf.path, values, eager, _SETTLED_DRAWS)
             return self._flips_are_settled(leaf.path, values)
-        judged = beyond_default(values, _dtype_of(expected))
+        k = DEFAULT_K if tolerance.k is None else tolerance.k
         for _ in range(_FAR_DRAWS_OF_JUMPS + 1):
-            found, draws = self._score(leaf.path, values, judged), self._draws_of(leaf.path)
-            if self._blind or (found is not None and found.surely <= _FAR * LIMIT):
+            seen = self._spread[leaf.path].states[-1] if leaf.path in self._spread else None
+            found = self._score(leaf.path, values, seen, k) if seen is not None else None
+            if self._blind or (found is not None and found.surely <= _FAR * k):
                 return False
-            if draws >= (_FAR_DRAWS_OF_JUMPS if self._jumps else 1):
-                return found is not None
+            if seen is not None and seen.draws >= (_FAR_DRAWS_OF_JUMPS if self._jumps else 1):
+                return True
             if self._draws < _FAR_DRAWS_OF_JUMPS:
                 self._draw(eager)
         return False
 
-    def opinion(
-        self, path: str, expected: Any, actual: Any, eager: Eager, *, only: Selection | None = None
-    ) -> Opinion | None:
+    def opinion(self, path: str, expected: Any, actual: Any, eager: Eager, *, k: float = DEFAULT_K) -> Opinion | None:
         """Whether noise explains the difference between two leaves of equal kind, asking for as few runs as will do.
 
         Args:
@@ -260,7 +189,7 @@ class RoundingNoise:
             expected: eager's leaf.
             actual: the exported program's.
             eager: how to run eager again.
-            only: chooses the elements to be judged; None judges all.
+            k: how many times the noise the difference may be.
 
         Returns:
             The opinion; None if no run of eager with noise or in double precision has this leaf, or if it runs
@@ -273,26 +202,42 @@ class RoundingNoise:
         self._measure_reference(eager)
         if not values.floating:
             return self._discrete(path, values, eager)
-        judged = torch.ones_like(values.ours, dtype=torch.bool) if only is None else only(values, _dtype_of(expected))
-        found = self._score(path, values, judged)
-        if self._draws == _DRAWS and found is not None and _LAST_LIMIT < found.score <= LIMIT:
-            # Whether fewer draws explain it must not depend on what was asked before.
+        found = self._first_that_explains(path, values, eager, k)
+        made = self._draws
+        if found is not None and self._hangs_on_order(path, found):
             self._forget_draws()
-            found = self._score(path, values, judged)
-        # The reference is one sample of eager's error, and may be a lucky one: at least one draw says how large it is.
-        while (found is None or not found.agrees or not self._draws) and self._draws < _DRAWS:
-            if self._draws_of(path) >= _SETTLED_DRAWS and found is not None and self._is_settled(found):
-                break
-            self._draw(eager)
-            found = self._score(path, values, judged)
+            found = self._first_that_explains(path, values, eager, k)
+            while self._draws < made:  # what was known of the other leaves
+                self._draw(eager)
         return None if self._blind and found is not None and not found.agrees else found
 
-    def _is_settled(self, found: Opinion) -> bool:
-        return found.centred and not self._jumps and found.surely > _SETTLED * LIMIT
+    def _first_that_explains(self, path: str, values: Values, eager: Eager, k: float) -> Opinion | None:
+        found = None
+        for seen in self._states(path, eager):
+            found = self._score(path, values, seen, k)
+            if found.agrees or (seen.draws >= _SETTLED_DRAWS and self._is_settled(found, k)):
+                break
+        return found
 
-    def _draws_of(self, path: str) -> int:
-        """How many draws say something of the leaf: some go another way."""
-        return self._spread[path].draws if path in self._spread else 0
+    def _states(self, path: str, eager: Eager) -> Iterator[Seen]:
+        """What more and more runs show of a leaf: those that were made, then further ones."""
+        known = list(self._spread[path].states) if path in self._spread else []
+        yield from known
+        while self._draws < _DRAWS:
+            self._draw(eager)
+            states = self._spread[path].states if path in self._spread else []
+            if states and states[-1].made == self._draws:
+                yield states[-1]
+
+    def _hangs_on_order(self, path: str, found: Opinion) -> bool:
+        """Whether fewer draws might say otherwise, and are not remembered, since others had asked for more."""
+        states = self._spread[path].states
+        forgotten = states[0].made > 0 and self._reference is not None and path in self._reference
+        doubtful = (found.agrees and found.too_chaotic) or (not found.agrees and found.score * _LAST <= found.limit)
+        return forgotten and doubtful
+
+    def _is_settled(self, found: Opinion, k: float) -> bool:
+        return found.centred and not self._jumps and found.surely > _SETTLED * k
 
     def _values(self, path: str, expected: Any, actual: Any) -> Values | None:
         """Both leaves as numbers; None if they are none."""
@@ -302,9 +247,12 @@ class RoundingNoise:
         return Values.of(ours, theirs.reshape(ours.shape).to(ours.device))
 
     def _ask_about(self, paths: AbstractSet[str]) -> None:
-        """Measure these leaves too, from the first run on: what is measured takes several times the leaf's memory."""
+        """Measure these leaves too, from the first run on: what is measured takes several times the leaf's memory.
+
+        Small ones are measured in any case: another program may differ in others, and the runs are made only once.
+        """
         if not paths <= self._asked:
-            self._asked |= paths
+            self._asked |= paths | {path for path, leaf in self._leaves.items() if _is_small(leaf)}
             self._start_over()
 
     def _read(self, record: Record, eager: Eager) -> dict[str, Any]:
@@ -315,12 +263,9 @@ class RoundingNoise:
         if self._reference is not None:
             return
         self._reference = {}
-        watch = Watch()
-        eager.rerun(watch)
-        self._path = watch.path
-        if any(path != watch.path for path in self._before):
+        record, self._path = self._in_double(eager)
+        if any(path != self._path for path in self._before):
             self._forget_draws()  # a first look took in a run on another branch
-        record = in_double(eager, watch.computed)
         if record.error is not None:
             self.without_reference = f"{type(record.error).__name__}: {record.error}"
             return
@@ -329,6 +274,23 @@ class RoundingNoise:
             if tensor is not None and mine is not None and tensor.shape == mine.shape:
                 self._reference[path] = tensor.detach()
         self._take(self._reference, changes=False)
+
+    @staticmethod
+    def _in_double(eager: Eager) -> tuple[Record, Path]:
+        """The run in double precision, and eager's own way."""
+        if eager.ways:
+            record, way, decides = in_double(eager)
+            if record.error is None and not decides and way in eager.ways:
+                return record, eager.ways[way]
+        watch = Watch()
+        eager.rerun(watch)
+        record, way, decides = in_double(eager)
+        if record.error is None and way != watch.computed:
+            # It overflows in float32, say; or the code asks for the dtype.
+            return Record(error=NoDouble("in double precision the model takes another branch")), watch.path
+        if eager.ways is not None and not decides:
+            eager.ways[way] = watch.path
+        return record, watch.path
 
     def _forget_draws(self) -> None:
         self._draws, self._loud_draws, self._spread, self._flips = 0, 0, {}, {}
@@ -340,7 +302,7 @@ class RoundingNoise:
 
     def _jittered(self, eager: Eager, draw: int, loudness: int = 1) -> Mapping[str, Any]:
         """The leaves of a run with noise; none if the noise makes it raise."""
-        mode = Jitter(self._seed, draw, loudness)
+        mode = Jitter(self._seed, draw, loudness, self._precision)
         record = eager.rerun(mode)
         if self._path is None:
             self._before.append(mode.path)
@@ -367,45 +329,47 @@ class RoundingNoise:
                 continue
             values = Values.of(mine, other)
             if values.floating:
-                self._spread.setdefault(path, Spread()).add(values, changes=changes)
+                spread = self._spread.setdefault(path, Spread())
+                spread.add(values, self._draws, self._coarsest, changes=changes)
             else:
                 self._flips_at(path, values).add(values.theirs)
 
     def _flips_at(self, path: str, values: Values) -> Flips:
         return self._flips.setdefault(path, Flips(values.ours))
 
-    def _score(self, path: str, values: Values, judged: torch.Tensor) -> Opinion | None:
-        spread = self._spread.get(path)
-        if spread is None:
-            return None
+    def _score(self, path: str, values: Values, seen: Seen, k: float) -> Opinion:
         reference = (self._reference or {}).get(path)
-        centre = values.ours if reference is None else wide(reference)
-        centre = torch.where(centre.isfinite(), centre, values.ours)
-        noise, changed = spread.noise, spread.changed
+        given = values.ours if reference is None else wide(reference)
+        centre = torch.where(given.isfinite(), given, values.ours)
         finite = values.ours.isfinite() & values.theirs.isfinite()
-        special = ~same_class(values.ours, values.theirs) & ~changed
-        scale = scale_of(noise, finite, values)
+        special = ~same_class(values.ours, values.theirs) & ~seen.changed
+        scale = scale_of(seen.noise, finite, values)
         error = torch.where(finite, (values.theirs - centre).abs(), 0.0)
-        plain = (error / scale).masked_fill(~judged, 0.0)
-        score = plain.masked_fill(special & judged, math.inf)
+        plain_score = error / scale
+        score = plain_score.masked_fill(special, math.inf)
         worst = int(score.argmax())
-        limit = LIMIT if self._draws < _DRAWS else _LAST_LIMIT
+        limit = k if seen.made < _DRAWS or reference is None else k * _LAST
         highest = float(score.flatten()[worst])
         signal = float(torch.where(finite, values.ours.abs(), 0.0).max())
         rms = float(scale[finite].square().mean().sqrt()) if bool(finite.any()) else 0.0
         ratio = rms / signal if signal else math.inf
+        fine = max(values.unit, seen.coarsest) < 1e-5 and self._precision is None
+        own = float((values.ours - centre).abs().flatten()[worst])
         return Opinion(
             agrees=highest <= limit,
             score=highest,
             limit=limit,
-            draws=self._draws,
+            draws=seen.draws,
             noise=float(scale.flatten()[worst]),
             ratio=ratio,
             error=float(error.flatten()[worst]),
+            eager_error=own if math.isfinite(own) else 0.0,
+            reference=math.nan if reference is None else float(given.flatten()[worst]),
             index=unravel(worst, score.shape),
             centred=reference is not None,
-            too_chaotic=ratio > (1e-3 if max(values.unit, self._coarsest) < 1e-5 else 1e-1),
-            surely=float(plain.max()),
+            too_chaotic=ratio > (1e-3 if fine else 1e-1),
+            surely=float(plain_score.max()),
+            beyond=None if highest <= limit else score > limit,
         )
 
     def _discrete(self, path: str, values: Values, eager: Eager) -> Opinion | None:
@@ -431,6 +395,7 @@ class RoundingNoise:
             noise=0.0,
             error=float((values.ours.double() - values.theirs.double()).abs().max()),
             index=unravel(worst, flipped.shape),
+            beyond=flipped,
         )
 
     def _draw_until_settled(self, path: str, values: Values, eager: Eager, draws: int) -> None:
@@ -454,7 +419,6 @@ class RoundingNoise:
         return known.unexplained(values.theirs) > _SETTLED * max(1, known.most)
 
 
-def _dtype_of(value: Any) -> torch.dtype:
-    tensor = as_tensor(value)
-    assert tensor is not None
-    return tensor.dtype
+def _is_small(leaf: Any) -> bool:
+    tensor = as_tensor(leaf)
+    return tensor is not None and tensor.numel() <= _SMALL

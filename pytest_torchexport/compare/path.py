@@ -31,7 +31,9 @@ class Path:
         """Whether the way is the same so far."""
         return isinstance(other, Path) and self._digest == other._digest
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        """A way that goes on is another one: only finished ones are keys."""
+        return self._digest
 
 
 def _shown(value: Any) -> Any:

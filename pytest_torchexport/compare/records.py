@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from pytest_torchexport.compare.any_order import in_order_of
 from pytest_torchexport.compare.leaf import compare_leaf
 from pytest_torchexport.compare.noise import TooChaotic
+from pytest_torchexport.compare.opinion import without_measurement
 from pytest_torchexport.compare.tree import pair
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.state import identical
 
 if TYPE_CHECKING:
-    from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.compare.tolerance import Rules
     from pytest_torchexport.subject.call import Call
     from pytest_torchexport.subject.output import Structure
     from pytest_torchexport.subject.run import Record
@@ -30,12 +34,14 @@ class Comparison:
         left_out: paths of eager's outputs that the backend's calling convention cannot carry.
         unread: names of Python attributes that eager changes and the program does not carry.
         unjudged: why a leaf that differs can be neither passed nor failed.
+        ignored: paths of results that the tolerance leaves out.
     """
 
     leaves: list[Leaf] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     unjudged: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     @property
     def disagreeing(self) -> list[Leaf]:
@@ -101,7 +107,7 @@ def compare_records(
     structure: Structure,
     states: StateView,
     names: Callable[[Call], Mapping[str, Any]],
-    tolerance: Tolerance | None,
+    rules: Rules,
     gradients: frozenset[str] | None = None,
     second_opinion: SecondOpinion | None = None,
 ) -> Comparison:
@@ -114,9 +120,10 @@ def compare_records(
         structure: what the program's outputs keep of eager's structure.
         states: the two starting states.
         names: a call's arguments by name.
-        tolerance: None takes the defaults by dtype.
+        rules: the tolerance of each result.
         gradients: names of the gradients to compare; None compares all.
-        second_opinion: asked about each leaf whose values differ by more than the tolerance.
+        second_opinion: asked about each leaf whose values differ by more than surely is rounding; without one, the
+            bound for values whose noise cannot be measured decides.
     """
     comparison = Comparison()
     questions: list[_Question] = []
@@ -130,9 +137,16 @@ def compare_records(
         questions += _arguments(prefix, names(before), names(expected.arguments[index]), names(actual.arguments[index]))
     questions += _states(comparison, expected, actual, states)
     questions += _gradients(expected, actual, gradients)
-    found = [compare_leaf(asked.path, asked.ours, asked.theirs, tolerance, structure) for asked in questions]
-    if second_opinion is not None:
-        found = _looked_at_again(comparison, questions, found, second_opinion)
+    comparison.ignored = [asked.path for asked in questions if rules.of_result(asked.path).compare == "ignore"]
+    questions = _in_any_order([asked for asked in questions if asked.path not in comparison.ignored], rules)
+    found = [
+        compare_leaf(asked.path, asked.ours, asked.theirs, rules.of_result(asked.path), structure)
+        for asked in questions
+    ]
+    if second_opinion is None:
+        found = [without_measurement(leaf) for leaf in found]
+    else:
+        found = _looked_at_again(comparison, questions, found, rules, second_opinion)
     comparison.leaves += [asked.told(leaf) for asked, leaf in zip(questions, found, strict=True)]
     return comparison
 
@@ -154,11 +168,39 @@ class _Question:
         return dataclasses.replace(leaf, cause=self.lost, reason=self.who)
 
 
+def _in_any_order(questions: list[_Question], rules: Rules) -> list[_Question]:
+    """The questions, with the program's results in eager's order where the tolerance says that it means nothing.
+
+    Those of one call that have as many entries along the first dimension are moved together.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, asked in enumerate(questions):
+        rule, ours, theirs = rules.of_result(asked.path), asked.ours, asked.theirs
+        if rule.compare != "set" or not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+            continue
+        if (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and -ours.dim() <= rule.dim < ours.dim():
+            call = asked.path.partition("output")[0]
+            group = (call, len(ours)) if rule.dim == 0 and asked.path.startswith(f"{call}output") else index
+            groups.setdefault(group, []).append(index)
+    moved = list(questions)
+    for indices in groups.values():
+        dim = rules.of_result(questions[indices[0]].path).dim
+        ordered = in_order_of([questions[i].ours for i in indices], [questions[i].theirs for i in indices], dim)
+        for index, one in zip(indices, ordered, strict=True):
+            moved[index] = dataclasses.replace(questions[index], theirs=one)
+    return moved
+
+
 def _looked_at_again(
-    comparison: Comparison, questions: list[_Question], found: list[Leaf], second_opinion: SecondOpinion
+    comparison: Comparison,
+    questions: list[_Question],
+    found: list[Leaf],
+    rules: Rules,
+    second_opinion: SecondOpinion,
 ) -> list[Leaf]:
-    """The results, those that differ in their values after a second opinion."""
-    disputed = frozenset(leaf.path for leaf in found if leaf.cause in (Cause.NUMERIC, Cause.SPECIAL_VALUE))
+    """The results, those that differ in their values after a second opinion; not where the user's bounds judge."""
+    differing = [leaf.path for leaf in found if leaf.cause in (Cause.NUMERIC, Cause.SPECIAL_VALUE)]
+    disputed = frozenset(path for path in differing if not rules.of_result(path).fixed)
 
     def again(asked: _Question, leaf: Leaf) -> Leaf:
         if leaf.path not in disputed:

@@ -3,45 +3,57 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from pytest_torchexport.compare.tolerance import default_for
-
 _LEAST_SLICE = 8
 """The root mean square over fewer elements may be tiny by luck."""
+_REMEMBERED = 1 << 16
+"""Elements of a leaf up to which what each run added is remembered."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a number of runs show of a leaf.
+
+    Attributes:
+        noise: the farthest that a run is from eager, element by element.
+        changed: where a run is NaN or infinite and eager is not, or the other way round.
+        draws: jittered runs behind it; the one in double precision is no draw.
+        made: jittered runs that were made, with those that say nothing of the leaf.
+        coarsest: the largest eps among the dtypes that they computed in.
+    """
+
+    noise: torch.Tensor
+    changed: torch.Tensor
+    draws: int
+    made: int
+    coarsest: float
 
 
 @dataclass
 class Spread:
-    """How far the runs so far are from eager, element by element; the one in double precision is no draw."""
+    """How far the runs so far are from eager, element by element.
 
-    _noise: torch.Tensor | None = None
-    _changed: torch.Tensor | None = None
-    draws: int = 0
+    Of a small leaf each state is remembered: what is said of it then does not depend on how many runs others asked for.
+    """
 
-    @property
-    def noise(self) -> torch.Tensor:
-        """The farthest that a run is from eager."""
-        assert self._noise is not None
-        return self._noise
+    states: list[Seen] = field(default_factory=list)
 
-    @property
-    def changed(self) -> torch.Tensor:
-        """Where a run is NaN or infinite and eager is not, or the other way round."""
-        assert self._changed is not None
-        return self._changed
-
-    def add(self, values: Values, *, changes: bool = True) -> None:
+    def add(self, values: Values, made: int, coarsest: float, *, changes: bool = True) -> None:
         """Take in a run; unless it `changes`, not where it is NaN or infinite."""
-        self.draws += changes
         off = (values.theirs - values.ours).abs()
         off = torch.where(off.isfinite(), off, 0.0)
         changed = ~same_class(values.ours, values.theirs) & changes
-        self._noise = off if self._noise is None else torch.maximum(self._noise, off)
-        self._changed = changed if self._changed is None else self._changed | changed
+        draws = int(changes)
+        if self.states:
+            before = self.states[-1]
+            off, changed = torch.maximum(before.noise, off), before.changed | changed
+            draws += before.draws
+        if values.ours.numel() > _REMEMBERED:
+            self.states.clear()
+        self.states.append(Seen(off, changed, draws, made, coarsest))
 
 
 @dataclass(frozen=True)
@@ -68,18 +80,6 @@ class Values:
             return cls(_whole(ours), _whole(theirs), floating=False, unit=0.0, least=0.0)
         info = torch.finfo(real)
         return cls(wide(ours), wide(theirs), floating=True, unit=info.eps / 2, least=info.tiny)
-
-
-Selection = Callable[[Values, torch.dtype], torch.Tensor]
-"""The elements to be judged, as a mask over the values."""
-
-
-def beyond_default(values: Values, dtype: torch.dtype) -> torch.Tensor:
-    """The elements that the fixed tolerance does not accept: only they need an explanation."""
-    finite = values.ours.isfinite() & values.theirs.isfinite()
-    size = torch.where(finite, values.ours.abs(), 0.0)
-    limit = default_for(dtype, float(size.max()))
-    return ~finite | ((values.theirs - values.ours).abs() > limit.atol + limit.rtol * size)
 
 
 def unravel(index: int, shape: torch.Size) -> tuple[int, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.compare.tolerance import Tolerance, default_for
+from pytest_torchexport.compare.limits import EXACT, Limit, assert_close, surely_within, without_measurement
+from pytest_torchexport.compare.tolerance import CALIBRATED, DEFAULT_K, Tolerance
 from pytest_torchexport.outcome import Cause, Leaf
 
 if TYPE_CHECKING:
@@ -18,43 +19,52 @@ CHUNK = 1 << 20
 """Elements that are looked at together; each takes some 30 bytes for that time."""
 
 
-def compare_values(path: str, expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance | None) -> Leaf:
+def compare_values(path: str, expected: torch.Tensor, actual: torch.Tensor, tolerance: Tolerance = CALIBRATED) -> Leaf:
     """Compare two tensors of equal shape and layout, element by element.
 
     Integers and booleans are compared exactly under any tolerance, NaN and infinities have to be in the same places.
+    Under the calibrated rule a leaf agrees here only where no measurement is needed for that; how far a leaf that does
+    not is off is said against the bound that holds where none can be made.
 
     Args:
         path: what the result is called.
         expected: eager's tensor.
         actual: the exported program's.
-        tolerance: None takes the default for the dtype.
+        tolerance: its k, or its rtol and atol.
     """
     ours, theirs = plain(expected), plain(actual).to(plain_device(expected))
-    facts = {"dtype": _name(ours.dtype), "shape": tuple(ours.shape), "elements": ours.numel()}
+    facts: dict[str, Any] = {"dtype": _name(ours.dtype), "shape": tuple(ours.shape), "elements": ours.numel()}
+    facts["rule"] = _rule(ours, tolerance)
     ours, theirs = _computable(ours), _computable(theirs)
     if not ours.numel() or torch.equal(ours, theirs):
-        return Leaf(path, agrees=True, **facts)  # type: ignore[arg-type]
+        return Leaf(path, agrees=True, **facts)
     order = sorted(range(ours.dim()), key=ours.stride, reverse=True)
     mine, other = ours.permute(order).reshape(-1), theirs.permute(order).reshape(-1)
+    usual = assert_close(expected.dtype)
+    sure = None
     if not ours.is_floating_point():
-        limit = Tolerance(0.0, 0.0)
+        limit = EXACT
+    elif tolerance.rtol is not None and tolerance.atol is not None:
+        limit = Limit(tolerance.rtol, tolerance.atol)
     else:
-        limit = tolerance or default_for(expected.dtype, _scale(mine))
-    found = _Differences.between(mine, other, limit)
+        sure = surely_within(expected.dtype, DEFAULT_K if tolerance.k is None else tolerance.k)
+        limit = without_measurement(expected.dtype, _scale(mine))
+    found = _Differences.between(mine, other, limit, usual, sure or limit)
     index = _unravel(found.worst, tuple(ours.shape), order)
     one, two = mine[found.worst].item(), other[found.worst].item()
     cause, reason = None, ""
     if found.special:
         cause, reason = (
             Cause.SPECIAL_VALUE,
-            f"{_spell(two, ours.dtype)} instead of {_spell(one, ours.dtype)} at {list(index)}",
+            f"{spell(two, ours.dtype)} instead of {spell(one, ours.dtype)} at {list(index)}",
         )
-    elif found.mismatched:
+    elif found.beyond:
+        count = found.mismatched or found.beyond
         cause = Cause.NUMERIC
-        reason = f"{found.mismatched} of {ours.numel()} elements ({found.mismatched / ours.numel():.1%}) differ"
+        reason = f"{count} of {ours.numel()} elements ({count / ours.numel():.1%}) differ"
     return Leaf(
         path,
-        agrees=not found.mismatched,
+        agrees=not found.beyond,
         cause=cause,
         reason=reason,
         mismatched=found.mismatched,
@@ -62,10 +72,18 @@ def compare_values(path: str, expected: torch.Tensor, actual: torch.Tensor, tole
         max_rel=found.max_rel,
         allowed=limit.atol + limit.rtol * abs(one) if math.isfinite(one) else limit.atol,
         index=index,
-        expected=_spell(one, ours.dtype),
-        actual=_spell(two, ours.dtype),
-        **facts,  # type: ignore[arg-type]
+        expected=spell(one, ours.dtype),
+        actual=spell(two, ours.dtype),
+        assert_close=not found.unusual,
+        least_atol=found.least_atol,
+        **facts,
     )
+
+
+def _rule(ours: torch.Tensor, tolerance: Tolerance) -> str:
+    if not ours.is_floating_point():
+        return "exact"
+    return "calibrated" if tolerance.is_default else f"set: {tolerance}"
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -117,24 +135,34 @@ class _Differences:
         max_abs: largest error of a finite element.
         max_rel: the same relative to eager's magnitude, where that is not zero.
         worst: position of the element that is furthest beyond the limit.
+        beyond: number of elements that do not surely agree.
+        unusual: number of elements that `torch.testing.assert_close` does not accept by default.
+        least_atol: the smallest atol with which it would accept all that are finite.
     """
 
+    limit: Limit
+    usual: Limit
+    sure: Limit
     mismatched: int = 0
     special: int = 0
     max_abs: float = 0.0
     max_rel: float = 0.0
     worst: int = 0
+    beyond: int = 0
+    unusual: int = 0
+    least_atol: float = 0.0
     _rank: float = -1.0
 
     @classmethod
-    def between(cls, flat: torch.Tensor, other: torch.Tensor, limit: Tolerance) -> _Differences:
+    def between(cls, flat: torch.Tensor, other: torch.Tensor, limit: Limit, usual: Limit, sure: Limit) -> _Differences:
         """Go through two flat tensors of equal length and dtype."""
-        found = cls()
+        found = cls(limit, usual, sure)
         for start, ours, theirs in _chunks(flat, other):
-            found._add(start, ours, theirs, limit)
+            found._add(start, ours, theirs)
         return found
 
-    def _add(self, start: int, ours: torch.Tensor, theirs: torch.Tensor, limit: Tolerance) -> None:
+    def _add(self, start: int, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+        limit = self.limit
         special = _special(ours, theirs) if ours.is_floating_point() else None
         error, magnitude = _error(ours, theirs), ours.to(torch.float64, copy=True).abs_()
         if special is not None:
@@ -143,6 +171,10 @@ class _Differences:
             magnitude.masked_fill_(~finite, 0.0)
         self.max_abs = max(self.max_abs, float(error.max()))
         self.max_rel = max(self.max_rel, _largest(error / magnitude))
+        least = (error - magnitude * self.usual.rtol).max()
+        self.least_atol = max(self.least_atol, float(least))
+        self.unusual += int((error > magnitude * self.usual.rtol + self.usual.atol).sum())
+        self.beyond += int((error > magnitude * self.sure.rtol + self.sure.atol).sum())
         allowed = magnitude.mul_(limit.rtol).add_(limit.atol)
         bad = error > allowed
         # Without any allowance every error is infinitely far beyond it: then the largest is the worst.
@@ -150,7 +182,10 @@ class _Differences:
         if special is not None:
             bad |= special
             rank.masked_fill_(special, math.inf)
-            self.special += int(special.sum())
+            self.special += (count := int(special.sum()))
+            self.beyond += count
+            # It takes NaN for different from NaN.
+            self.unusual += int((special | ours.isnan()).sum())
         self.mismatched += int(bad.sum())
         highest, position = rank.max(dim=0)
         if float(highest) > self._rank:
@@ -193,7 +228,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _spell(number: float, dtype: torch.dtype) -> str:
+def spell(number: float, dtype: torch.dtype) -> str:
+    """A number with as many digits as its dtype has."""
     if dtype is torch.bool:
         return str(bool(number))
     if not dtype.is_floating_point:

@@ -224,7 +224,7 @@ class _Search:
             return False
         if not disagreeing:
             return True
-        asked = second_opinion(self.plan, self.snapshot, self.reference, trial, replay)
+        asked = second_opinion(self.plan, self.snapshot, self.reference, trial, self.plan.rules, replay)
         try:
             return not self.compare(trial, record, asked).disagreeing
         except (TooChaotic, Unstable):

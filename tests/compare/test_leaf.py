@@ -20,7 +20,7 @@ class Color(enum.Enum):
 
 
 def compared(expected: Any, actual: Any, structure: Structure = Structure.SAME) -> Leaf:
-    return compare_leaf("output", expected, actual, None, structure)
+    return compare_leaf("output", expected, actual, structure=structure)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.compare import jitter
+from pytest_torchexport.compare import jitter, noise
 from pytest_torchexport.compare.leaf import compare_leaf
-from pytest_torchexport.compare.noise import Eager, RoundingNoise
+from pytest_torchexport.compare.noise import RoundingNoise
+from pytest_torchexport.compare.rerun import Eager
 from pytest_torchexport.subject.call import Call
 from pytest_torchexport.subject.run import Record, run
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    import pytest
 
 CPU = torch.device("cpu")
 
@@ -43,24 +46,34 @@ class Measured:
 
     def judge(self, path: str, off: float, *disputed: str) -> bool:
         actual = self.expected[path] + off
-        leaf = compare_leaf(path, self.expected[path], actual, None)
+        leaf = compare_leaf(path, self.expected[path], actual)
         assert not leaf.agrees
         return self.noise.judge(leaf, self.expected[path], actual, self.eager, frozenset(disputed)).agrees
 
 
-def test_nothing_is_held_of_a_leaf_that_nobody_asks_about() -> None:
+def test_nothing_is_held_of_a_large_leaf_that_nobody_asks_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "_SMALL", 100)
     measured = Measured()
     assert not measured.judge("rows", 1e3)
-    assert set(measured.noise._spread) == set(measured.noise._reference or {}) == {"rows"}
+    assert "columns" not in {**measured.noise._spread, **(measured.noise._reference or {})}
 
 
-def test_leaves_that_are_named_together_share_their_runs() -> None:
+def test_large_leaves_that_are_named_together_share_their_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "_SMALL", 3)
     together, apart = Measured(), Measured()
     both = ("rows", "columns")
     assert [together.judge(path, 1e3, *both) for path in both] == [False, False]
     runs = together.runs
     assert [apart.judge(path, 1e3) for path in both] == [False, False]
     assert apart.runs == 2 * runs
+
+
+def test_small_leaves_share_their_runs_in_any_case() -> None:
+    measured = Measured()
+    assert not measured.judge("rows", 1e3)
+    runs = measured.runs
+    assert not measured.judge("columns", 1e3)
+    assert measured.runs == runs
 
 
 def test_the_opinion_does_not_depend_on_what_was_asked_before() -> None:

@@ -12,13 +12,16 @@ from pytest_torchexport import Verdict, check
 from pytest_torchexport.compare import jitter
 from pytest_torchexport.compare.jitter import Jitter
 from pytest_torchexport.compare.leaf import compare_leaf
-from pytest_torchexport.compare.noise import Eager, Opinion, RoundingNoise
+from pytest_torchexport.compare.noise import RoundingNoise
+from pytest_torchexport.compare.rerun import Eager
 from pytest_torchexport.subject.call import Call
 from pytest_torchexport.subject.run import Record, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+
+    from pytest_torchexport.compare.opinion import Opinion
 
 CPU = torch.device("cpu")
 
@@ -56,7 +59,7 @@ class Measured:
         return found
 
     def is_far(self, actual: torch.Tensor) -> bool:
-        leaf = compare_leaf("output", self.expected, actual, None)
+        leaf = compare_leaf("output", self.expected, actual)
         assert not leaf.agrees
         return self.noise.rules_out(leaf, self.expected, actual, self.eager)
 
@@ -129,7 +132,7 @@ def test_a_first_look_takes_one_draw_and_more_where_values_jump() -> None:
     assert measured.is_far(measured.expected + 0.1)
     assert measured.runs == ["Jitter"] * 3
     measured = Measured(smooth, drawn(8, 16))
-    assert not measured.is_far(measured.expected + 1e-4)
+    assert not measured.is_far(measured.expected + 2e-4)
     assert measured.runs == ["Jitter"]
 
 

@@ -12,6 +12,7 @@ from pytest_torchexport import Tolerance
 from pytest_torchexport.backends.base import FlatOutput, Structure
 from pytest_torchexport.compare.noise import TooChaotic
 from pytest_torchexport.compare.records import Comparison, StateView, compare_records, named_leaves
+from pytest_torchexport.compare.tolerance import Rules
 from pytest_torchexport.outcome import Cause, Leaf
 from pytest_torchexport.subject.call import Call
 from pytest_torchexport.subject.run import Record
@@ -29,7 +30,7 @@ def record(output: Any = X, after: tuple[Any, ...] = (X,), **facts: Any) -> Reco
 
 
 def compared(expected: Record, actual: Record, before: tuple[Any, ...] = (X,), **options: Any) -> Comparison:
-    usual: dict[str, Any] = {"structure": Structure.SAME, "states": StateView({}, {}, frozenset()), "tolerance": None}
+    usual: dict[str, Any] = {"structure": Structure.SAME, "states": StateView({}, {}, frozenset()), "rules": Rules()}
     calls = (Call(before),) * len(expected.outputs)
     return compare_records(expected, actual, calls, names=by_position, **(usual | options))
 
@@ -169,7 +170,7 @@ class TestSecondOpinion:
 def test_a_tolerance_that_is_set_holds_for_all_leaves() -> None:
     eager, program = record(X, (X * 2,)), record(OTHER, (OTHER,))
     assert len(compared(eager, program).disagreeing) == 2
-    assert not compared(eager, program, tolerance=Tolerance(rtol=0.0, atol=10.0)).disagreeing
+    assert not compared(eager, program, rules=Rules(Tolerance(rtol=0.0, atol=10.0))).disagreeing
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -11,13 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_torchexport import Tolerance
 from pytest_torchexport.compare import values
+from pytest_torchexport.compare.tolerance import CALIBRATED
 from pytest_torchexport.compare.values import compare_values
 from pytest_torchexport.outcome import Cause, Leaf
 
 INFINITE, NAN = math.inf, math.nan
 
 
-def compared(expected: Any, actual: Any, tolerance: Tolerance | None = None, dtype: Any = None) -> Leaf:
+def compared(expected: Any, actual: Any, tolerance: Tolerance = CALIBRATED, dtype: Any = None) -> Leaf:
     one, other = (v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=dtype) for v in (expected, actual))
     return compare_values("output", one, other, tolerance)
 
@@ -36,7 +37,7 @@ def compared(expected: Any, actual: Any, tolerance: Tolerance | None = None, dty
     ],
 )
 def test_integers_that_differ_differ_under_any_tolerance(expected: int, actual: int, dtype: Any) -> None:
-    for tolerance in (None, Tolerance(rtol=1.0, atol=1e30)):
+    for tolerance in (Tolerance(), Tolerance(rtol=1.0, atol=1e30)):
         leaf = compared([7, expected], [7, actual], tolerance, dtype) if dtype is not torch.bool else None
         leaf = leaf or compared([True, expected], [True, actual], tolerance, dtype)
         assert not leaf.agrees
@@ -64,7 +65,7 @@ def test_the_worst_integer_is_the_one_that_is_furthest_off() -> None:
     ],
 )
 def test_nan_and_infinities_stand_in_the_same_places(expected: Any, actual: Any, agrees: bool) -> None:
-    for tolerance in (None, Tolerance(rtol=1.0, atol=1e30)):
+    for tolerance in (Tolerance(), Tolerance(rtol=1.0, atol=1e30)):
         leaf = compared(expected, actual, tolerance)
         assert leaf.agrees is agrees
         if not agrees:

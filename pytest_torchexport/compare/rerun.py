@@ -1,0 +1,60 @@
+"""Eager again on one input: how a measurement runs it, and what it does in double precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from pytest_torchexport.compare.double import InDouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
+
+    from pytest_torchexport.compare.path import Path
+    from pytest_torchexport.subject.run import Record
+
+
+class Rerun(Protocol):
+    """Runs eager once more on the input, from the same state and random numbers."""
+
+    def __call__(self, mode: AbstractContextManager[Any], dtype: torch.dtype | None = None) -> Record:
+        """The record of a run under the mode, with floating arguments in the dtype if one is given."""
+
+
+@dataclass(frozen=True)
+class Eager:
+    """How to run eager again on one input, and to read what it did.
+
+    Attributes:
+        rerun: runs it under a mode.
+        leaves: the leaves of a record, by the paths that `compare_records` uses.
+        parameters: the model's parameters.
+        ways: where the model decides nothing by values: eager's way, by that of the run in double precision. A run
+            that was seen on another input need not be made again to know it. None where it decides.
+    """
+
+    rerun: Rerun
+    leaves: Callable[[Record], Mapping[str, Any]]
+    parameters: Callable[[], Iterable[torch.nn.Parameter]] = tuple
+    ways: dict[Path, Path] | None = None
+
+
+def in_double(eager: Eager) -> tuple[Record, Path, bool]:
+    """What eager does in double precision; the record holds an error where an operator has no such form.
+
+    Parameters are converted where they are read. Code that compares dtypes (recurrent layers do) stumbles over that;
+    it is run again with all parameters converted for the time of the run.
+
+    Returns:
+        The record; the way that the run takes, which has to be eager's: its results are those of another branch
+        otherwise; and whether it takes values out of tensors.
+    """
+    mode = InDouble()
+    record = eager.rerun(mode, torch.float64)
+    if record.error is not None:
+        mode = InDouble(eager.parameters())
+        record = eager.rerun(mode, torch.float64)
+    return record, mode.computed, mode.decides
