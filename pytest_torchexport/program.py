@@ -17,9 +17,10 @@ from pytest_torchexport.subject.run import run as run_calls
 from pytest_torchexport.subject.state import identical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pytest_torchexport.backends.base import Step
     from pytest_torchexport.compare.records import StateView
     from pytest_torchexport.plan import Plan
     from pytest_torchexport.subject.state import Snapshot
@@ -97,8 +98,11 @@ class Program:
         """The program's parameters by name, empty where it holds them as constants."""
         return self.exported.parameters() or {}
 
-    def run(self, trial: Trial) -> Record:
-        """Run the program on one input from its starting state, and note what it does to that state."""
+    def run(self, trial: Trial, seed: int = 0) -> Record:
+        """Run the program on one input from its starting state, and note what it does to that state.
+
+        Another `seed` gives it other random numbers than eager had.
+        """
         try:
             live = self._start()
         except Exception as error:  # noqa: BLE001 a program whose state cannot be set has failed
@@ -107,7 +111,7 @@ class Program:
             self.exported,
             trial.calls,
             device=self._plan.device,
-            seed=self._plan.seed,
+            seed=self._plan.seed + seed,
             parameters=self.parameters() if self._gradients else None,
             names=positional_names(self._plan.model, self._plan.example),
             needs_grad_mode=self._reference.needs_grad_mode,
@@ -116,6 +120,12 @@ class Program:
         )
         record.state = self._changes()
         return record
+
+    def steps(self, trial: Trial) -> Iterator[Step] | None:
+        """The operators of the input's first call, from the starting state; None where the inside cannot be seen."""
+        self._start()
+        call = trial.calls[0].clone()
+        return self.exported.steps(*call.args, **call.kwargs)
 
     def _start(self) -> list[torch.Tensor]:
         """Put the program into its starting state; returns the tensors that hold it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.backends.base import Suspicion
     from pytest_torchexport.diagnose.baked import Baked
+    from pytest_torchexport.diagnose.case import Clue
 
 _BAKED = (Cause.BAKED_BRANCH, Cause.BAKED_VALUE, Cause.BAKED_SHAPE)
+_LEAVES = 4
 _KIND_FIRST = (Cause.EXCEPTION, Cause.STRUCTURE, Cause.SHAPE, Cause.DTYPE)
 
 
@@ -46,7 +49,11 @@ class Attribution:
 
 
 def attribute(
-    findings: Sequence[Finding], tried: int, suspicions: Sequence[Suspicion], baked: Baked | None = None
+    findings: Sequence[Finding],
+    tried: int,
+    suspicions: Sequence[Suspicion],
+    baked: Baked | None = None,
+    clues: Sequence[Clue] = (),
 ) -> Attribution:
     """The cause behind all findings of an item.
 
@@ -55,26 +62,42 @@ def attribute(
         tried: number of inputs that were run.
         suspicions: what the exporter warned about.
         baked: the decision that was found behind them.
+        clues: what tested hypotheses say of the first finding.
     """
     evidence = [Evidence(_how_many(findings, tried))]
     first = findings[0]
     example_agrees = not any(finding.is_example and finding.calls == 1 for finding in findings)
+    told = [fact for clue in clues for fact in clue.evidence]
+    tested = next((clue.cause for clue in clues if clue.cause is not None and clue.tested), None)
+    suspected = _suspected(suspicions) if example_agrees else None
     if baked is not None and baked.proven:
         return Attribution(baked.cause, baked.location, (*evidence, *baked.evidence))
+    if tested is not None and (tested is not Cause.BAKED_VALUE or suspected is None):
+        more = _leaf_evidence(first) if tested is Cause.LOST_STATE else []
+        return Attribution(tested, told[0].location, (*evidence, *told, *more))
     if lost := _lost(first):
-        return Attribution(lost, None, (*evidence, *_leaf_evidence(first)))
+        return Attribution(lost, None, (*evidence, *told, *_leaf_evidence(first)))
     if baked is not None:
-        return Attribution(baked.cause, baked.location, (*evidence, *baked.evidence))
-    if example_agrees and (suspected := _suspected(suspicions)):
-        evidence += [Evidence(s.text, s.location) for s in suspicions if s.cause in _BAKED]
+        return Attribution(baked.cause, baked.location, (*evidence, *told, *baked.evidence))
+    if suspected is not None:
+        evidence += [*told, *(Evidence(s.text, s.location) for s in suspicions if s.cause in _BAKED)]
         return Attribution(suspected.cause, suspected.location, tuple(evidence))
     if example_agrees and not any(finding.same_shapes for finding in findings):
         evidence.append(Evidence("every input with the example's shapes agrees, only other sizes fail"))
-        return Attribution(Cause.BAKED_SHAPE, None, tuple(evidence))
+        return Attribution(Cause.BAKED_SHAPE, None, (*evidence, *told))
+    return _by_kind(first, [*evidence, *told, *(Evidence(s.text, s.location) for s in suspicions)], clues)
+
+
+def _by_kind(first: Finding, evidence: list[Evidence], clues: Sequence[Clue]) -> Attribution:
+    """The kind of difference for a cause, where nothing behind it is known for certain."""
     if first.raised is not None:
-        return Attribution(Cause.EXCEPTION, None, (*evidence, Evidence(f"the exported program raises {first.raised}")))
-    evidence += [Evidence(s.text, s.location) for s in suspicions]
-    return Attribution(_worst_kind(first.leaves), None, tuple(evidence))
+        raised = Evidence(f"the exported program raises {first.raised}")
+        return Attribution(Cause.EXCEPTION, None, (evidence[0], raised))
+    kind = _worst_kind(first.leaves)
+    likely = next((clue for clue in clues if clue.cause is not None), None)
+    if kind is not Cause.NUMERIC or likely is None or likely.cause is None:
+        return Attribution(kind, None, tuple(evidence))
+    return Attribution(likely.cause, likely.evidence[0].location, tuple(evidence))
 
 
 def kind_of(finding: Finding) -> Cause:
@@ -102,7 +125,13 @@ def _lost(finding: Finding) -> Cause | None:
 
 
 def _leaf_evidence(finding: Finding) -> list[Evidence]:
-    return [Evidence(f"{leaf.path}: {leaf.reason}") for leaf in finding.leaves[:4]]
+    """What was lost, leaf by leaf, and from which call on it shows in the outputs."""
+    lost = [leaf for leaf in finding.leaves if leaf.cause in (Cause.LOST_STATE, Cause.LOST_MUTATION)]
+    facts = [Evidence(f"{leaf.path}: {leaf.reason}") for leaf in (lost or finding.leaves)[:_LEAVES]]
+    calls = [int(found[1]) for leaf in finding.leaves if (found := re.match(r"call (\d+) output", leaf.path))]
+    if calls and min(calls) > 1:
+        facts.append(Evidence(f"the outputs agree up to call {min(calls) - 1}, and differ from call {min(calls)} on"))
+    return facts
 
 
 def _suspected(suspicions: Sequence[Suspicion]) -> Suspicion | None:

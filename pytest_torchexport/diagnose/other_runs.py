@@ -1,0 +1,257 @@
+"""Hypotheses that run eager in another way: in the other mode, from another state, with an argument held."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_torchexport.diagnose.case import Clue
+from pytest_torchexport.diagnose.likeness import explains
+from pytest_torchexport.outcome import Cause, Evidence
+from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.call import rebind
+from pytest_torchexport.subject.state import identical, parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_torchexport.diagnose.case import Case
+    from pytest_torchexport.subject.call import Call
+
+_TRACED = 3
+"""Runs of the model that an exporter may have made before it read the state."""
+_ARGUMENTS = 6
+"""Arguments that are held one by one."""
+_CALLS = 4
+"""Calls that are looked at where each needs a run of its own."""
+
+
+def other_mode(case: Case) -> Iterator[Clue]:
+    """Whether the program does what eager does in the other mode, train or eval."""
+    model = case.plan.model
+    if not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        return
+    depends = [module for module in model.modules() if not list(module.children())]
+    norms = [module for module in depends if getattr(module, "track_running_stats", False)]
+    for chosen in (list(model.modules()), norms):
+        if not chosen:
+            continue
+        record = case.eager(program=_in_other_mode(model, chosen))
+        if case.explained_by(record):
+            now, other = ("training", "eval") if model.training else ("eval", "training")
+            what = "" if len(chosen) > len(norms) else f"{type(norms[0]).__name__} in "
+            text = f"the exported program does what eager does with {what}{other} mode; the model is in {now} mode"
+            yield Clue((Evidence(text),), Cause.NUMERIC)
+            return
+
+
+def _in_other_mode(model: torch.nn.Module, chosen: list[torch.nn.Module]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for module in chosen:
+            module.training = not module.training
+        try:
+            return model(*args, **kwargs)
+        finally:
+            for module in chosen:
+                module.training = not module.training
+
+    return run
+
+
+def other_start(case: Case) -> Iterator[Clue]:
+    """Whether the program starts from another state: values of its own, or what exporting the model left there."""
+    theirs = case.program.states.exported or {}
+    ours = case.reference.start
+    other = {
+        name: value
+        for name, value in theirs.items()
+        if name in ours and isinstance(value, torch.Tensor) and _is_another(ours[name], value)
+    }
+    if other and case.explained_by(case.eager(program=_with_state(case, other))):
+        shown = [
+            f"{name!r} starts as {_short(value)}, in eager as {_short(ours[name])}" for name, value in other.items()
+        ]
+        yield Clue((Evidence(f"in the exported program the state {'; '.join(shown[:3])}"),), Cause.LOST_STATE)
+    changed = _changed_by_eager(case)
+    if not changed:
+        return
+    before = (case.plan.example,)
+    for count in range(1, _TRACED + 1):
+        record = case.eager(before * count + case.trial.calls)
+        if record.error is None and case.gives(record.outputs[count:]):
+            text = (
+                f"the exported program starts where eager is after {_times(count)} on the example: its first call "
+                f"gives what eager's call {count + 1} gives. Exporting ran the model, and {_listed(changed)} was kept "
+                "as that left it"
+            )
+            yield Clue((Evidence(text),), Cause.LOST_STATE)
+            return
+
+
+def _is_another(ours: Any, theirs: torch.Tensor) -> bool:
+    same_kind = isinstance(ours, torch.Tensor) and ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    return same_kind and not identical(ours, theirs.to(ours.device))
+
+
+def _with_state(case: Case, values: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
+    """The model, which is given these values for its state when it is called first."""
+    waiting = [values]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        while waiting:
+            live = case.snapshot.live()
+            with torch.no_grad():
+                for name, value in waiting.pop().items():
+                    live[name].copy_(value)
+        return case.plan.model(*args, **kwargs)
+
+    return run
+
+
+def frozen_state(case: Case) -> Iterator[Clue]:
+    """Whether every call of the program starts from the same state, or answers with the call before it or after it."""
+    calls = case.trial.calls
+    if len(calls) < 2:
+        return
+    ours, theirs = case.trial.record.outputs, case.record.outputs
+    changed = _changed_by_eager(case)
+    for first, second, said in (
+        (slice(0, -1), slice(1, None), "the exported program's call 2 gives what eager's call 1 gives, and so on"),
+        (slice(1, None), slice(0, -1), "the exported program's call 1 gives what eager's call 2 gives, and so on"),
+    ):
+        if explains(ours[second], ours[first], theirs[second], case.structure):
+            yield Clue(
+                (Evidence(f"{said}: {_listed(changed) or 'the state'} is a call behind or ahead"),), Cause.LOST_STATE
+            )
+            return
+    if not changed:
+        return
+    few = calls[:_CALLS]
+    for count in range(_TRACED):
+        runs = [case.eager((case.plan.example,) * count + (call,)) for call in few]
+        if any(run.error is not None for run in runs):
+            return
+        if case.gives([run.outputs[-1] for run in runs], slice(0, len(few))):
+            start = f"as {_times(count)} on the example left it" if count else "as it was at first"
+            text = f"each call of the exported program finds {_listed(changed)} {start}, eager as the last call left it"
+            yield Clue((Evidence(text),), Cause.LOST_STATE)
+            return
+
+
+def _changed_by_eager(case: Case) -> list[str]:
+    """The entries of the state that eager changes, and the program does not, as far as is known."""
+    mine = dict.fromkeys([*case.trial.record.state, *case.reference.trials[0].record.state])
+    lost = [name for name in mine if name not in case.record.state]
+    return lost or list(mine)
+
+
+def other_weights(case: Case) -> Iterator[Clue]:
+    """Whether the program holds other parameters than eager."""
+    ours, theirs = parameters(case.plan.model), case.program.parameters()
+    other = {
+        name: theirs[name].detach()
+        for name, value in ours.items()
+        if name in theirs and _is_another(value.detach(), theirs[name].detach())
+    }
+    if not other or not case.explained_by(case.eager(program=_with_weights(case, other))):
+        return
+    name = next(iter(other))
+    furthest = float((ours[name].detach() - other[name].to(ours[name].device)).abs().max())
+    more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+    text = f"the exported program has other weights: {name!r}{more} (off by up to {furthest:.3g})"
+    yield Clue((Evidence(text),), Cause.NUMERIC)
+
+
+def _with_weights(case: Case, values: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
+    own = parameters(case.plan.model)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with contextlib.ExitStack() as undo:
+            for name, value in values.items():
+                undo.callback(setattr, own[name], "data", own[name].data)
+                own[name].data = value.to(own[name].device)
+            return case.plan.model(*args, **kwargs)
+
+    return run
+
+
+def held_arguments(case: Case) -> Iterator[Clue]:
+    """Whether the program does what eager does with the example's value of an argument, whatever it is given."""
+    example = dict(_leaves(case, case.plan.example))
+    calls = [dict(_leaves(case, call)) for call in case.trial.calls]
+    other = [
+        path
+        for path, value in example.items()
+        if all(path in call and _has_form(value, call[path]) for call in calls)
+        and any(not identical(value, call[path]) for call in calls)
+    ]
+    for path in other[:_ARGUMENTS]:
+        if case.explained_by(case.eager(_held(case, {path: example[path]}))):
+            text = (
+                f"the argument {path} has no effect on the exported program: it gives what eager gives with the "
+                f"example's {path} ({_short(example[path])})"
+            )
+            yield Clue((Evidence(text),), Cause.BAKED_VALUE)
+            return
+    if len(other) > 1 and case.explained_by(case.eager(_held(case, {path: example[path] for path in other}))):
+        text = "no argument has an effect on the exported program: it gives what eager gives on the example"
+        yield Clue((Evidence(text),), Cause.BAKED_VALUE)
+
+
+def _leaves(case: Case, call: Call) -> Iterator[tuple[str, Any]]:
+    for name, value in case.plan.names(call).items():
+        yield from containers.leaves(value, name)
+
+
+def _has_form(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        return ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    return type(ours) is type(theirs)
+
+
+def _held(case: Case, values: Mapping[str, Any]) -> Iterator[Call]:
+    for call in case.trial.calls:
+        named = {name: containers.replace(v, values, name) for name, v in case.plan.names(call).items()}
+        yield rebind(case.plan.model, call, named, call.kind, call.label)
+
+
+def own_ways(case: Case) -> Iterator[Clue]:
+    """Whether the program gives something else when it runs again: random numbers, or memories of earlier inputs."""
+    if not case.left:
+        return
+    again = case.program.run(case.trial)
+    if again.error is not None:
+        return
+    if _same(case, again.outputs, case.record.outputs):
+        other = case.program.run(case.trial, seed=1)
+        if other.error is None and not _same(case, other.outputs, again.outputs):
+            text = "the exported program draws random numbers, eager does not: with another seed it gives other values"
+            yield Clue((Evidence(text),), Cause.NUMERIC)
+        return
+    third = case.program.run(case.trial)
+    if third.error is None and _same(case, third.outputs, again.outputs):
+        text = (
+            "the exported program keeps something of earlier runs: the same input gave other values when it ran again"
+        )
+    else:
+        text = "the exported program gives other values in each run: random numbers, or memory that was never written"
+    yield Clue((Evidence(text),), Cause.NUMERIC)
+
+
+def _same(case: Case, one: list[Any], other: list[Any]) -> bool:
+    """Whether two runs of the program part by less than a small part of its difference from eager."""
+    return explains(case.trial.record.outputs, one, other, case.structure)
+
+
+def _times(count: int) -> str:
+    return "one call" if count == 1 else f"{count} calls"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _short(value: Any) -> str:
+    return containers.describe(value, limit=60)
