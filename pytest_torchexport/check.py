@@ -14,8 +14,10 @@ from pytest_torchexport import environment
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.counterexample import remember, shrunk, simplest
 from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked
+from pytest_torchexport.diagnose.case import Case, Clue
 from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger, compared_only
+from pytest_torchexport.diagnose.hypotheses import examine
 from pytest_torchexport.diagnose.separation import to_blame
 from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
 from pytest_torchexport.eager import Unstable, agrees_with_itself
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_torchexport.backends.base import Backend, Exported
-    from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.compare.tolerance import Given
     from pytest_torchexport.trials import Reference, Trial
 
 __all__ = [
@@ -68,7 +70,7 @@ def check(
     extra_inputs: Sequence[Any] = (),
     assume: Callable[..., bool] | None = None,
     calls: int = 1,
-    tolerance: Tolerance | None = None,
+    tolerance: Given = None,
     n_inputs: int = 10,
     seed: int = 0,
     grad: bool = False,
@@ -95,7 +97,8 @@ def check(
             pair of both.
         assume: called as the model is, returns whether a generated input is one that the model is meant for.
         calls: length of the call sequences, for models with state.
-        tolerance: replaces the default tolerance.
+        tolerance: replaces the measured tolerance, or changes how it is used: a `Tolerance` for all results, or a dict
+            of such by the results' names (`{"logits": Tolerance(k=10), "*": Tolerance(rtol=1e-4, atol=1e-5)}`).
         n_inputs: number of generated inputs.
         seed: the same seed gives the same inputs.
         grad: compare the gradients of parameters and floating arguments too.
@@ -252,7 +255,7 @@ class _Story:
 
     def _run_all(self, program: Program, snapshot: Snapshot, reference: Reference) -> Outcome:
         """Run and compare every input, then conclude from all of them."""
-        judge = Judge(self.plan, self.policy.tolerance, self.backend, self.draft, program, snapshot, reference)
+        judge = Judge(self.plan, self.plan.rules, self.backend, self.draft, program, snapshot, reference)
         failures: list[Failure] = []
         agreeing: list[Trial] = []
         unjudged: list[tuple[Trial, str]] = []
@@ -356,9 +359,17 @@ class _Story:
         remember(failures[0], self.plan, self.surroundings.kept)
         findings = [failure.finding for failure in failures]
         suspicions = to_blame(program.exported.suspicions, reference.trials[0], [f.trial for f in failures])
-        cause = attribute(findings, len(self.draft.inputs), suspicions, baked)
+        with self.draft.at(Stage.COMPARE):
+            clues = [] if baked is not None and baked.proven else self._clues(judge, failures[0])
+        cause = attribute(findings, len(self.draft.inputs), suspicions, baked, clues)
         verdict = Verdict.FAILED if findings[0].raised else Verdict.MISMATCH
         return self.draft.conclude(verdict, cause, failures[0])
+
+    def _clues(self, judge: Judge, failure: Failure) -> list[Clue]:
+        """What tested hypotheses say of the input that is shown."""
+        trial, record, leaves = failure.trial, failure.record, failure.finding.leaves
+        program, snapshot, reference = judge.program, judge.snapshot, judge.reference
+        return examine(Case(self.plan, snapshot, reference, program, self.backend.structure, trial, record, leaves))
 
     def _baked(self, judge: Judge, failures: list[Failure], agreeing: list[Trial]) -> Baked | None:
         """The decision that the export keeps from the example; none is to blame where the example itself fails."""

@@ -36,6 +36,8 @@ def relation(bad: torch.Tensor, expected: torch.Tensor, actual: torch.Tensor) ->
     if ours.shape != bad.shape or theirs.shape != bad.shape:
         return ""
     mine, other = _sampled(bad, ours), _sampled(bad, theirs)
+    if not ours.is_floating_point() and (wrapped := _wrapped(mine, other)):
+        return wrapped
     if special := _special(mine, other):
         return special
     if len(mine) >= _FEWEST:
@@ -86,6 +88,16 @@ def _classes(values: torch.Tensor) -> torch.Tensor:
 def _explains(guess: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     """Whether a guess of the exported program's values leaves next to nothing of each difference."""
     return bool(((guess - theirs).abs() <= _EXPLAINED * (ours - theirs).abs()).all())
+
+
+def _wrapped(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    """Whether integers went over the edge of a narrower type."""
+    for bits in (8, 16, 32):
+        off = (ours - theirs) / 2.0**bits
+        low, high = -(2 ** (bits - 1)), 2**bits
+        if bool((off == off.round()).all()) and bool(((theirs >= low) & (theirs < high)).all()):
+            return f"each is eager's modulo 2**{bits}: it overflowed in {bits} bits"
+    return ""
 
 
 def _constant(ours: torch.Tensor, theirs: torch.Tensor) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _TRACED = 3
 """Runs of the model that an exporter may have made before it read the state."""
+_SEVERAL = 3
 _ARGUMENTS = 6
 """Arguments that are held one by one."""
 _CALLS = 4
@@ -115,28 +116,29 @@ def frozen_state(case: Case) -> Iterator[Clue]:
     calls = case.trial.calls
     if len(calls) < 2:
         return
-    ours, theirs = case.trial.record.outputs, case.record.outputs
     changed = _changed_by_eager(case)
-    for first, second, said in (
-        (slice(0, -1), slice(1, None), "the exported program's call 2 gives what eager's call 1 gives, and so on"),
-        (slice(1, None), slice(0, -1), "the exported program's call 1 gives what eager's call 2 gives, and so on"),
-    ):
-        if explains(ours[second], ours[first], theirs[second], case.structure):
-            yield Clue(
-                (Evidence(f"{said}: {_listed(changed) or 'the state'} is a call behind or ahead"),), Cause.LOST_STATE
-            )
-            return
-    if not changed:
-        return
-    few = calls[:_CALLS]
-    for count in range(_TRACED):
+    few = calls[:_CALLS] if changed else ()
+    for count in range(_TRACED) if few else ():
         runs = [case.eager((case.plan.example,) * count + (call,)) for call in few]
-        if any(run.error is not None for run in runs):
-            return
-        if case.gives([run.outputs[-1] for run in runs], slice(0, len(few))):
+        if all(run.error is None for run in runs) and case.gives([r.outputs[-1] for r in runs], slice(0, len(few))):
             start = f"as {_times(count)} on the example left it" if count else "as it was at first"
             text = f"each call of the exported program finds {_listed(changed)} {start}, eager as the last call left it"
             yield Clue((Evidence(text),), Cause.LOST_STATE)
+            return
+    yield from _late(case)
+
+
+def _late(case: Case) -> Iterator[Clue]:
+    """Whether the program answers each call with what eager answered the call before it, or the one after it."""
+    ours, theirs = case.trial.record.outputs, case.record.outputs
+    if len(ours) < _SEVERAL:
+        return
+    for mine, others, said in (
+        (slice(0, -1), slice(1, None), "the exported program gives in each call what eager gave in the call before"),
+        (slice(1, None), slice(0, -1), "the exported program gives in each call what eager gives in the next one"),
+    ):
+        if explains(ours[others], ours[mine], theirs[others], case.structure):
+            yield Clue((Evidence(said),), Cause.LOST_STATE)
             return
 
 
