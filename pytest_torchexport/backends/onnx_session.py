@@ -18,13 +18,16 @@ import torch
 from pytest_torchexport.backends.base import Exported, ExportRequest, FlatOutput, Recipe
 from pytest_torchexport.backends.convention import Convention
 from pytest_torchexport.backends.onnx_recipe import onnx_recipe
+from pytest_torchexport.backends.onnx_steps import ModuleNames, WatchedGraph
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, positional_names
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from pytest_torchexport.backends.base import Step
 
 INSTALL = "pip install 'pytest-torchexport[onnx]'"
 
@@ -158,6 +161,7 @@ class OnnxProgram(Exported):
         self._model = request.model
         self._interface = Interface.read(path)
         self._provider = provider or _PROVIDERS[request.device.type]
+        self._path = path
         self._session = _open(path, request.device, self._provider)
         self._types = {one.name: one.type for one in self._session.get_inputs()}
         self._outputs = self._session.get_outputs()
@@ -165,6 +169,8 @@ class OnnxProgram(Exported):
         fed = {key for key, name in self._interface.inputs.items() if name in self._types}
         numbers = [i for i, leaf in enumerate(given) if leaf.key in fed and not isinstance(leaf.value, torch.Tensor)]
         self._convention = Convention(self._model, example, frozenset(numbers))
+        # The legacy exporter is given a module around the model where the call has keyword arguments.
+        self._modules = ModuleNames(self._model, wrapped=bool(example.kwargs))
         self.details.update(_facts(path), **_runtime_facts(self._session))
         self._account(given, fed)
 
@@ -225,6 +231,22 @@ class OnnxProgram(Exported):
         tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=_NUMBERS[self._types[name]])
         tensor = tensor.detach().resolve_conj().resolve_neg()
         return torch.view_as_real(tensor) if name in self._interface.complex_inputs else tensor
+
+    def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step] | None:
+        """Run the graph once without the runtime's optimiser, with every value as an output."""
+        feeds = {name: self._feed(value, name) for name, value in self._given(args, kwargs).items()}
+        watched = WatchedGraph(self._path, self._modules)
+        session = _open(watched.serialized(), self._device, self._provider, folder=self._path.parent)
+        types = {one.name: one.type for one in session.get_outputs()}
+        names = [name for name in watched.names if types[name].startswith("tensor(")]
+        results: Iterable[torch.Tensor]
+        if self._interface.sequences:
+            plain = {name: _numpy(value) for name, value in feeds.items()}
+            results = (_from_numpy(value, self._device) for value in session.run(names, plain))
+        else:
+            values = {name: _ort_value(value) for name, value in feeds.items()}
+            results = (_tensor(value, self._device) for value in session.run_with_ort_values(names, values))
+        return watched.steps(zip(names, results, strict=True))
 
     def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
         """Open the file in a session like this one, and feed it by the names of the graph's inputs."""
@@ -291,17 +313,29 @@ def _provider_options(provider: str, device: torch.device) -> dict[str, str]:
     return {"device_id": str(device.index or 0)} if provider == _PROVIDERS["cuda"] else {}
 
 
-def _open(path: Path, device: torch.device, wanted: str) -> Any:
+def _open(model: Path | bytes, device: torch.device, wanted: str, *, folder: Path | None = None) -> Any:
+    """A session.
+
+    Args:
+        model: the file, or its contents.
+        device: where it runs.
+        wanted: the execution provider.
+        folder: of the contents' external data. With it the graph is run as it is written, nothing is optimised.
+    """
     import onnxruntime  # noqa: PLC0415 - an extra
 
     options = onnxruntime.SessionOptions()
+    if folder is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     if wanted != _PROVIDERS["cpu"]:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     own = _provider_options(wanted, device)
     # Without this, a provider that fails is replaced by the CPU, which says so on stdout only.
-    session = onnxruntime.InferenceSession(str(path), options, providers=[(wanted, own)], enable_fallback=0)
+    source = model if isinstance(model, bytes) else str(model)
+    session = onnxruntime.InferenceSession(source, options, providers=[(wanted, own)], enable_fallback=0)
     session.disable_fallback()
     ran = session.get_providers()[0]
     if ran != wanted:
