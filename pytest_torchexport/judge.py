@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.compare.records import Comparison, compare_records
+from pytest_torchexport.compare.records import Comparison, compare_records, named_leaves
 from pytest_torchexport.counterexample import is_clear
 from pytest_torchexport.diagnose.cause import Finding
 from pytest_torchexport.eager import Glance, second_opinion
+from pytest_torchexport.errors import UsageError
 from pytest_torchexport.outcome import Cause, Leaf, NotChecked
 
 if TYPE_CHECKING:
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
     from pytest_torchexport.subject.run import Record
     from pytest_torchexport.subject.state import Snapshot
     from pytest_torchexport.trials import Reference, Trial
+
+
+def check_names(plan: Plan, reference: Reference) -> None:
+    """Raise a `UsageError` that lists the results, if the tolerances of a plan name one that eager does not have."""
+    paths: dict[str, None] = {}
+    for trial in reference.trials:
+        if trial.record.error is None:
+            paths |= dict.fromkeys(named_leaves(trial.record, len(trial.calls), reference.start, plan.names))
+    unknown = plan.rules.unknown(paths)
+    if unknown:
+        msg = (
+            f"tolerance names {unknown[0]!r}, and the model has no such result. It has: {', '.join(paths)}. Give a "
+            "path, its last part, or a pattern with *."
+        )
+        raise UsageError(msg)
 
 
 @dataclass(frozen=True)

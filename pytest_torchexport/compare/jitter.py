@@ -36,7 +36,8 @@ than most operators do."""
 _PIECE = 1 << 17
 """Elements that are given their noise together: large tensors would pass through the memory once for each step."""
 
-_EPS_EVERYWHERE = {"bf16": 2.0**-7, "fp16": 2.0**-10}
+EPS_EVERYWHERE = {"bf16": 2.0**-7, "fp16": 2.0**-10}
+"""Distance from 1 to the next number, of the types in which a whole export may be allowed to compute."""
 _EPS_TF32 = 2.0**-10
 
 _INTEGER_OF = {
@@ -138,7 +139,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, seed: int, draw: int, loudness: int = 1, precision: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._rounds_products = precision == "tf32"
-        self._eps = _EPS_EVERYWHERE.get(precision or "", 0.0)
+        self._eps = EPS_EVERYWHERE.get(precision or "", 0.0)
         self._generator = torch.Generator().manual_seed((seed * 1_000_003 + draw * 64 + loudness) % (1 << 62))
         self._loudness = loudness
         self._least_units = 1

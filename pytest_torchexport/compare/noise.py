@@ -20,7 +20,7 @@ import torch
 
 from pytest_torchexport.compare.double import NoDouble
 from pytest_torchexport.compare.flips import Flips
-from pytest_torchexport.compare.jitter import Jitter
+from pytest_torchexport.compare.jitter import EPS_EVERYWHERE, Jitter
 from pytest_torchexport.compare.opinion import Opinion, told, without_measurement
 from pytest_torchexport.compare.path import Path, Watch
 from pytest_torchexport.compare.rerun import Eager, in_double
@@ -343,7 +343,8 @@ class RoundingNoise:
         centre = torch.where(given.isfinite(), given, values.ours)
         finite = values.ours.isfinite() & values.theirs.isfinite()
         special = ~same_class(values.ours, values.theirs) & ~seen.changed
-        scale = scale_of(seen.noise, finite, values)
+        unit = max(values.unit, EPS_EVERYWHERE.get(self._precision or "", 0.0) / 2)
+        scale = scale_of(seen.noise, finite, values, unit)
         error = torch.where(finite, (values.theirs - centre).abs(), 0.0)
         plain_score = error / scale
         score = plain_score.masked_fill(special, math.inf)

@@ -112,7 +112,7 @@ def same_class(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one.isfinite() & other.isfinite()) | (one.isnan() & other.isnan()) | (one == other)
 
 
-def scale_of(noise: torch.Tensor, finite: torch.Tensor, values: Values) -> torch.Tensor:
+def scale_of(noise: torch.Tensor, finite: torch.Tensor, values: Values, unit: float) -> torch.Tensor:
     """The noise of each element: its own, at least that of the quietest slice it lies in, a rounding, a normal number.
 
     An element's own noise is often zero by luck, and that of the whole tensor hides a quiet channel.
@@ -129,6 +129,6 @@ def scale_of(noise: torch.Tensor, finite: torch.Tensor, values: Values) -> torch
     for axis, size in enumerate(noise.shape):
         if size > 1 and noise.numel() // size >= _LEAST_SLICE:
             quietest = torch.minimum(quietest, rms(tuple(a for a in every if a != axis)))
-    rounding = torch.where(finite, values.ours.abs(), 0.0) * values.unit
+    rounding = torch.where(finite, values.ours.abs(), 0.0) * unit
     parts = (noise, quietest.expand_as(noise), rounding)
     return functools.reduce(torch.maximum, parts).clamp_min(values.least)

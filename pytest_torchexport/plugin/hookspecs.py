@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_torchexport.backends.base import Backend
-    from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.compare.tolerance import Given
     from pytest_torchexport.outcome import Outcome
 
 
@@ -38,18 +38,17 @@ def pytest_torchexport_register_backends(register: Callable[[str, str | type[Bac
 
 
 @pytest.hookspec(firstresult=True)
-def pytest_torchexport_tolerance(
-    item: pytest.Item, backend: str, device: str, tolerance: Tolerance | None
-) -> Tolerance | None:
+def pytest_torchexport_tolerance(item: pytest.Item, backend: str, device: str, tolerance: Given) -> Given:
     """Return the tolerance of an item, or None to leave it.
 
-    Called once for each item, when the test calls `export_check`. Default: what the marker says.
+    Called once for each item, when the test calls `export_check`. Default: what the marker says, else the ini file.
 
     Args:
         item: the test.
         backend: id of the backend: its name and the options that differ from their defaults.
         device: the device's name.
-        tolerance: what the marker says; None for the engine's own tolerance.
+        tolerance: what marker or ini file say, a `Tolerance` or a dict of such by the results' names; None for the
+            measured tolerance.
 
     Example::
 
@@ -57,7 +56,7 @@ def pytest_torchexport_tolerance(
 
         def pytest_torchexport_tolerance(item, backend, device, tolerance):
             if device.startswith("cuda") and tolerance is None:
-                return Tolerance(rtol=1e-3, atol=1e-4)
+                return Tolerance(precision="tf32")
     """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pytest_torchexport.backends.registry import unknown
 from pytest_torchexport.errors import UsageError
@@ -15,7 +15,7 @@ from pytest_torchexport.plugin.options import BRANCH_MODES
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.compare.tolerance import Given
     from pytest_torchexport.plugin.names import BackendEntry
 
 
@@ -26,7 +26,7 @@ class Marker:
     backends: tuple[BackendEntry, ...] | None = None
     devices: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] | None = None
-    tolerance: Tolerance | None = None
+    tolerance: Given = None
     branches: str | None = None
     search_budget: int | None = None
     min_coverage: float | None = None
@@ -129,13 +129,11 @@ def _grad(value: object) -> bool:
     return value
 
 
-def _tolerance(value: object) -> Tolerance:
-    from pytest_torchexport.compare.tolerance import Tolerance  # noqa: PLC0415 - needs torch, which the user has by now
+def _tolerance(value: Any) -> Given:
+    from pytest_torchexport.compare.tolerance import Rules  # noqa: PLC0415 - only where a mark has one
 
-    if not isinstance(value, Tolerance):
-        msg = f"tolerance={value!r} is not accepted: give pytest_torchexport.Tolerance(rtol=1e-4, atol=1e-5)"
-        raise UsageError(msg)
-    return value
+    Rules.of(value)
+    return cast("Given", value)
 
 
 def _branches(value: object) -> str:

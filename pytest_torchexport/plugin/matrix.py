@@ -25,12 +25,13 @@ from pytest_torchexport.plugin.options import (
     DEVICES,
     DTYPE_NAMES,
 )
+from pytest_torchexport.plugin.tolerances import tolerance_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_torchexport.backends.base import Backend
-    from pytest_torchexport.compare.tolerance import Tolerance
+    from pytest_torchexport.compare.tolerance import Given
     from pytest_torchexport.plugin.names import BackendEntry
     from pytest_torchexport.plugin.settings import Settings
 
@@ -63,7 +64,7 @@ class Cell:
     device_implied: bool = False
     required: tuple[str, ...] = ()
     xfail: str | None = None
-    tolerance: Tolerance | None = None
+    tolerance: Given = None
     branches: str = DEFAULT_BRANCHES
     search_budget: int | None = None
     min_coverage: float | None = None
@@ -155,7 +156,6 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
         backend_name="",
         backend_id="",
         device="",
-        tolerance=marker.tolerance,
         branches=settings.branches.resolve(marker.branches, DEFAULT_BRANCHES),
         search_budget=settings.search_budget.resolve(marker.search_budget, None),
         min_coverage=marker.min_coverage,
@@ -176,6 +176,9 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
             device_from=device.source,
             device_implied=device.implied,
             required=tuple(sorted(name for name in required if serves(name, entry, device.name))),
+            tolerance=tolerance_of(settings.tolerances, entry.name, entry.id, device.name, dtype)
+            if marker.tolerance is None
+            else marker.tolerance,
         )
         for entry, source in backends
         for device in devices

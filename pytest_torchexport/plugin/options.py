@@ -94,6 +94,8 @@ REPORT = Option(
     f"Write all outcomes to a file. The suffix is the format: {', '.join(REPORT_SUFFIXES)}. May be repeated.",
     repeatable=True,
 )
+TOLERANCE = "export_tolerance"
+TOLERANCE_HELP = "Tolerances by backend, device and dtype, one a line: onnx: k=10, cuda: precision=tf32, *-float16: k=8"
 OPTIONS = (
     *(BACKENDS, DEVICES, DTYPES, REQUIRE),
     *(INPUTS, SEED, BRANCHES, SEARCH_BUDGET, USER_CODE),
@@ -108,6 +110,7 @@ def add_options(parser: pytest.Parser) -> None:
         action = "append" if option.repeatable else "store"
         group.addoption(option.flag, action=action, dest=option.key, metavar=option.metavar, help=option.help)
         parser.addini(option.key, f"Default of {option.flag}", type="string", default="")
+    parser.addini(TOLERANCE, TOLERANCE_HELP, type="linelist", default=[])
 
 
 def texts(config: pytest.Config, option: Option) -> list[tuple[str, str, bool]]:
@@ -121,4 +124,4 @@ def texts(config: pytest.Config, option: Option) -> list[tuple[str, str, bool]]:
 
 def any_given(config: pytest.Config) -> bool:
     """Whether the user set any of the options."""
-    return any(texts(config, option) for option in OPTIONS)
+    return any(texts(config, option) for option in OPTIONS) or bool(config.getini(TOLERANCE))

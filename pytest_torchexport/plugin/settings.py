@@ -18,11 +18,14 @@ from pytest_torchexport.plugin.options import (
     Option,
     texts,
 )
+from pytest_torchexport.plugin.tolerances import read_tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import pytest
+
+    from pytest_torchexport.plugin.tolerances import ByCell
 
 Artifacts = Literal["on", "off", "retain-on-failure"]
 ARTIFACTS: tuple[Artifacts, ...] = ("on", "off", "retain-on-failure")
@@ -59,6 +62,7 @@ class Settings:
     branches: Setting[str]
     search_budget: Setting[int | None]
     user_code: Setting[tuple[str, ...]]
+    tolerances: ByCell
     artifacts: Artifacts
     output: Path
     reports: tuple[Path, ...]
@@ -82,6 +86,7 @@ def read_settings(config: pytest.Config) -> Settings:
         branches=_both(config, options.BRANCHES, lambda text: _choice(text, BRANCH_MODES)),
         search_budget=_both(config, options.SEARCH_BUDGET, lambda text: _integer(text, at_least=0)),
         user_code=_names(config, options.USER_CODE, names.check_code),
+        tolerances=read_tolerances(config),
         artifacts=artifacts.resolve(None, "retain-on-failure"),
         output=output or config.rootpath / DEFAULT_OUTPUT,
         reports=_reports(config),

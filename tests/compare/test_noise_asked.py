@@ -52,7 +52,7 @@ class Measured:
 
 
 def test_nothing_is_held_of_a_large_leaf_that_nobody_asks_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise, "_SMALL", 100)
+    monkeypatch.setattr(noise, "_SMALL", 3)
     measured = Measured()
     assert not measured.judge("rows", 1e3)
     assert "columns" not in {**measured.noise._spread, **(measured.noise._reference or {})}

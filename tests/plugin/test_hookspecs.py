@@ -26,7 +26,7 @@ def example(name: str) -> str:
 ONE = """
 @pytest.mark.export_equivalent(backends="trace", n_inputs=1)
 def test_one(export_check):
-    assert export_check(linear(), X).tolerance == "default"
+    assert export_check(linear(), X).tolerance == "calibrated"
 """
 
 

@@ -24,7 +24,7 @@ WRONG = (
     ("devices=['gpu']", "unknown device 'gpu'.*Accepted: cpu, cuda, mps, xpu, cuda:1, available."),
     ("devices=['cuda:x']", "unknown device 'cuda:x'.*"),
     ("dtypes=[torch.int8]", "unknown dtype 'torch.int8'.*Accepted: float64, float32, float16, bfloat16."),
-    ("tolerance=1e-3", "tolerance=0.001 is not accepted: give pytest_torchexport.Tolerance(rtol=1e-4, atol=1e-5)"),
+    ("tolerance=1e-3", "tolerance=0.001 is not accepted: give Tolerance(rtol=1e-4, atol=1e-5) for fixed bounds*"),
     ("branches='on'", "branches='on' is not accepted: choose one of search, observe, off"),
     ("branches=True", "branches=True is not accepted: choose one of search, observe, off"),
     ("search_budget=-1", "search_budget=-1 is not accepted: give an integer of 0 or more"),
