@@ -176,24 +176,23 @@ class _Recording:
                 self._insert(site, end)
 
     def _record_iteration(self, loop: Any, body: Any, first: Any) -> None:
-        parameters = list(body.inputs())[1:]
-        values = [one for one in parameters if is_tensor(one)]
+        values = [one for one in list(body.inputs())[1:] if is_tensor(one) and not self._reads.may_be_nothing(one)]
         if values:
             # What a parameter is: at first what the loop was given, then what its last iteration has left.
-            pairs = zip(parameters, list(loop.inputs())[2:], list(body.outputs())[1:], strict=True)
-            reads = [one for value, start, last in pairs if is_tensor(value) for one in (start, last)]
+            reads = [one for value in values for one in self._reads.definition(value)]
             self._insert(_Site(loop, reads, values), first)
 
     def _site(self, node: Any) -> _Site | None:
         kind = node.kind()
-        if kind in ("prim::Constant", "prim::GetAttr"):
+        if kind in ("prim::Constant", "prim::GetAttr", "prim::Uninitialized"):
             return None
         if kind == "prim::SetAttr":
             owner, value = node.inputs()
             path = self.flat.path(owner)
-            return None if path is None else _Site(node, [value], attribute=f"{path}.{node.s('name')}".lstrip("."))
+            name = None if path is None else f"{path}.{node.s('name')}".lstrip(".")
+            return _Site(node, [value], attribute=name)
         if kind in ("prim::If", "prim::Loop"):
-            values = [one for one in node.outputs() if is_tensor(one)]
+            values = [one for one in node.outputs() if is_tensor(one) and not self._reads.may_be_nothing(one)]
             reads = [one for value in values for one in self._reads.definition(value)]
             return _Site(node, reads, values) if values else None
         written = writes(node)

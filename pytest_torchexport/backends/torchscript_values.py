@@ -51,6 +51,11 @@ def is_list(value: Any) -> bool:
     return _inside(value.type(), "ListType")
 
 
+def _holds_tensors(value: Any) -> bool:
+    kind = value.type()
+    return kind.kind() in ("ClassType", "InterfaceType", "AnyType") or "Tensor" in str(kind)
+
+
 def _inside(kind: Any, container: str) -> bool:
     return bool(kind.kind() == container and kind.getElementType().kind() == "TensorType")
 
@@ -146,7 +151,7 @@ class Reads:
         for index, (value, memory) in enumerate(zip(node.outputs(), after, strict=True)):
             self._definitions[value.unique()] = _element(node, index) or list(node.inputs())
             for source, its_memory in zip(node.inputs(), before, strict=True):
-                if handed_on or memory & its_memory:
+                if (handed_on and _holds_tensors(source) and _holds_tensors(value)) or memory & its_memory:
                     self._join(value.unique(), source.unique())
         self._written += [one.unique() for one in writes(node)]
 
@@ -158,7 +163,9 @@ class Reads:
     def _attribute(self, node: Any) -> None:
         if node.kind() == "prim::GetAttr":
             path = self._flat.path(node.output())
-            if path is not None:
+            if path is None:
+                self._define(node.output(), [node.input()])
+            else:
                 self._outside[node.output().unique()] = path
                 self._join(path, node.output().unique())
             return
@@ -178,6 +185,20 @@ class Reads:
     def may_change(self, value: Any) -> bool:
         """Whether an operator writes to a value, or to one that may share its memory."""
         return self._root(value.unique()) in {self._root(one) for one in self._written}
+
+    def may_be_nothing(self, value: Any) -> bool:
+        """Whether a value may be one that torch leaves without contents: a result that a branch does not have."""
+        visited: set[int] = set()
+        pending = [value]
+        while pending:
+            one = pending.pop()
+            if one.node().kind() == "prim::Uninitialized":
+                return True
+            handed_on = one.node().kind() in ("prim::If", "prim::Loop", "prim::Param") or is_handed_on(one.node())
+            if handed_on and one.unique() not in visited:
+                pending += self.definition(one)
+            visited.add(one.unique())
+        return False
 
     def definition(self, value: Any) -> list[Any]:
         """What a value is taken from, or computed from."""
@@ -236,6 +257,8 @@ class Reads:
         """
         if attribute is not None:
             self._attributes[attribute] = inputs
+        elif node.kind() == "prim::SetAttr":
+            self._changes.setdefault(self._root(node.inputsAt(0).unique()), []).append(inputs)
         changed = tuple(name for several in names.values() for name in several) or inputs
         for value in writes(node):
             changes = self._changes.setdefault(self._root(value.unique()), [])
