@@ -68,6 +68,9 @@ class Recipe:
         file: the artifact, where `Exported.reproduction` wrote one itself: its path from the script's folder.
         plain: the program takes tuples in the place of named ones.
         note: what the script does not show as it was in the check, and why.
+        model: an expression that makes the program from `model`, for a program that is no file. The recipe is then
+            another form of what was checked; where the difference does not survive in it, the script makes the model
+            from its own source.
     """
 
     source: str
@@ -76,6 +79,7 @@ class Recipe:
     file: str = ""
     plain: bool = False
     note: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,11 @@ class Exported(ABC):
         suspicions: what the exporter warned about.
         not_checked: what this backend leaves unchecked for this program (a pruned input, an unread state).
         details: facts for the report, JSON-ready (graphs, breaks, provider, opset).
+        optimizer: what rewrites the program for a call and not for `steps`, in words; empty if nothing does. Where
+            every step agrees with eager and a call does not, the fault is there.
     """
+
+    optimizer: ClassVar[str] = ""
 
     suspicions: list[Suspicion]
     not_checked: list[NotChecked]

@@ -10,7 +10,7 @@ import ctypes
 import importlib.util
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -153,6 +153,8 @@ class OnnxProgram(Exported):
         provider: the execution provider that the user asks for; None for the device's own.
         example: the call in the form in which the exporter saw it; None for the request's own.
     """
+
+    optimizer: ClassVar[str] = "ONNX Runtime's graph optimiser"
 
     def __init__(self, path: Path, request: ExportRequest, provider: str | None, example: Call | None = None) -> None:
         super().__init__()
