@@ -1,0 +1,229 @@
+"""`test_repro.py`: a test that checks the model on the failing input, as the test did in which it failed."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_torchexport.diagnose import rebuild, standalone
+from pytest_torchexport.diagnose.spell import CannotSpell, Speller
+from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.equality import identical
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_torchexport.backends.base import Backend
+    from pytest_torchexport.diagnose.keep import Kept
+    from pytest_torchexport.plan import Plan, Policy
+    from pytest_torchexport.subject.call import Call
+    from pytest_torchexport.trials import Trial
+
+NAME = "test_repro.py"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the test is made of: the outcome's first line, the check, and the input; none where the export is refused."""
+
+    title: str
+    plan: Plan
+    policy: Policy
+    backend: Backend
+    trial: Trial | None
+
+
+def write(ready: Ready, kept: Kept) -> dict[str, Any]:
+    """Write `test_repro.py`, the example in `example.npz`, and the model's state in `state.npz`.
+
+    Args:
+        ready: what the test is made of.
+        kept: the folder, with the group `input` if there is a failing input.
+
+    Returns:
+        Which fields of the outcome change: a line of the message.
+    """
+    plan, trial = ready.plan, ready.trial
+    if trial is not None and len(trial.calls) > 1 and not _all_equal(plan, trial.calls):
+        return {"message": f"no {NAME}: a test gives one call, and repeats it"}
+    speller = Speller(_keys(plan, trial, kept))
+    try:
+        call = _call(ready, speller)
+    except CannotSpell as error:
+        return {"message": f"no {NAME}: the check needs {error}"}
+    made = rebuild.construction(plan.model)
+    state = rebuild.keep_state(plan.model, kept)
+    (kept.folder / NAME).write_text(_source(ready, speller, call, made, state=state), encoding="utf-8")
+    line = f"as a test: pytest {kept.folder / NAME}"
+    return {"message": line if made.expression else f"{line} (fill in how the model is made: {made.why})"}
+
+
+def _all_equal(plan: Plan, calls: Iterable[Call]) -> bool:
+    first, *others = (plan.names(call) for call in calls)
+    return all(identical(first, other) for other in others)
+
+
+def _keys(plan: Plan, trial: Trial | None, kept: Kept) -> Any:
+    """Where tensors are kept: those of the failing input are there, those of the example are written now."""
+    at: dict[int, tuple[str, Any]] = {}
+    known: dict[str, Any] = {}
+    if trial is not None:
+        for path, leaf in containers.leaves([plan.names(call) for call in trial.calls]):
+            if path in kept.keys["input"]:
+                at[id(leaf)] = (kept.keys["input"][path], leaf)
+                known.setdefault(path.removeprefix("[0]"), leaf)
+    rest = []
+    for path, leaf in containers.leaves(plan.names(plan.example)):
+        if path in known and isinstance(leaf, torch.Tensor) and identical(known[path], leaf):
+            at[id(leaf)] = (at[id(known[path])][0], known[path])
+        else:
+            rest.append((path, leaf))
+    kept.add("example", rest)
+    for path, leaf in rest:
+        if path in kept.keys["example"]:
+            at[id(leaf)] = ("example:" + kept.keys["example"][path], leaf)
+    return lambda value: at[id(value)][0] if id(value) in at else None
+
+
+# --- the source -----------------------------------------------------------------------------------------------------
+
+
+def _source(ready: Ready, speller: Speller, call: str, made: rebuild.Construction, *, state: bool) -> str:
+    marker = _marker(ready, speller)
+    title = ready.title.replace("\\", "/").replace('"""', "'''")
+    machinery = inspect.getsource(standalone.Kept) + "\n\n" + inspect.getsource(standalone._strided)
+    lines = sorted({*speller.imports, "import json", "import sys"})
+    return f'''"""{title}
+
+The same check on the input that failed, to be run with pytest.
+"""
+
+from __future__ import annotations
+
+{chr(10).join(lines)}
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pytest_torchexport
+{rebuild.imports(made)}
+HERE = Path(__file__).resolve().parent
+
+{rebuild.model_source(made, state=state)}
+
+@pytest.mark.export_equivalent({marker})
+def test_repro(export_check):
+    kept = Archives()
+    model = make_model()
+    restore(model, HERE)
+    export_check({call})
+
+
+# --- the kept tensors -------------------------------------------------------------------------------------------------
+
+
+{machinery}
+
+class Archives:
+    """Tensors of the failing input, and of the example, whose keys begin with `example:`."""
+
+    def __init__(self):
+        self.archives = {{name: Kept(HERE, name) for name in ("input", "example") if (HERE / f"{{name}}.npz").exists()}}
+
+    def __call__(self, key, **options):
+        example, colon, rest = key.partition("example:")
+        return self.archives["example"](rest, **options) if colon else self.archives["input"](key, **options)
+
+    def array(self, key):
+        return self.archives["input"].array(key)
+'''
+
+
+def _call(ready: Ready, speller: Speller) -> str:
+    plan, trial = ready.plan, ready.trial
+    arguments = ["model", speller.spell(plan.example.args)]
+    if plan.example.kwargs:
+        arguments.append(speller.spell(dict(plan.example.kwargs)))
+    if plan.dynamic_shapes is not None:
+        arguments.append(f"dynamic_shapes={_shapes(plan.dynamic_shapes)}")
+    if trial is not None and trial.kind != "example":
+        call = trial.calls[0]
+        arguments.append(f"extra_inputs=[({speller.spell(call.args)}, {speller.spell(dict(call.kwargs))})]")
+    if trial is not None and len(trial.calls) > 1:
+        arguments.append(f"calls={len(trial.calls)}")
+    return ", ".join(arguments)
+
+
+def _shapes(spec: Any) -> str:
+    """`dynamic_shapes` as source.
+
+    Raises:
+        CannotSpell: it holds what no source gives back.
+    """
+    if isinstance(spec, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_shapes(part)}" for key, part in spec.items()) + "}"
+    if type(spec) in (list, tuple):
+        inside = "".join(f"{_shapes(part)}, " for part in spec)
+        return f"[{inside}]" if isinstance(spec, list) else f"({inside})"
+    if spec is None or isinstance(spec, int):
+        return repr(spec)
+    dim = torch.export.Dim
+    for name in ("AUTO", "DYNAMIC", "STATIC"):
+        if spec is getattr(dim, name):
+            return f"torch.export.Dim.{name}"
+    bounds = "".join(
+        f", {bound}={value}"
+        for bound in ("min", "max")
+        if isinstance(value := getattr(spec, bound, None), int) and 0 < value < 2**31
+    )
+    if type(spec) is dim:
+        return f"torch.export.Dim({spec.__name__!r}{bounds})"
+    if isinstance(spec, type(dim.AUTO)):
+        return f"torch.export.Dim.{spec.type.name}({bounds.removeprefix(', ')})"
+    msg = f"dynamic_shapes with {spec!r}"
+    raise CannotSpell(msg)
+
+
+def _marker(ready: Ready, speller: Speller) -> str:
+    policy = ready.policy
+    given = {
+        "backends": f"[{_backend(ready.backend, speller)}]",
+        "devices": repr([str(policy.device)]),
+        "dtypes": repr([policy.dtype]) if policy.dtype else "",
+        "tolerance": _tolerance(policy.tolerance),
+        "n_inputs": "0",
+        "branches": repr("off" if policy.branches == "off" else "observe"),
+        "seed": str(policy.seed) if policy.seed else "",
+        "grad": "True" if policy.grad else "",
+    }
+    return ", ".join(f"{name}={text}" for name, text in given.items() if text)
+
+
+def _backend(backend: Backend, speller: Speller) -> str:
+    """The backend as it stands on a marker: by its name, or as an object where it has options."""
+    fields = [one for one in dataclasses.fields(backend) if one.init] if dataclasses.is_dataclass(backend) else []
+    if backend.id == backend.name:
+        return repr(backend.name)
+    options = {one.name: getattr(backend, one.name) for one in fields}
+    changed = {name: value for name, value in options.items() if value != getattr(type(backend), name, None)}
+    home, kind = type(backend).__module__, type(backend).__qualname__
+    place = "pytest_torchexport" if home.partition(".")[0] == "pytest_torchexport" else home
+    if place != "pytest_torchexport":
+        speller.reference(type(backend))
+    return f"{place}.{kind}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+
+def _tolerance(tolerance: Any) -> str:
+    if tolerance is None:
+        return ""
+    if isinstance(tolerance, Mapping):
+        return "{" + ", ".join(f"{name!r}: {_tolerance(one)}" for name, one in tolerance.items()) + "}"
+    return f"pytest_torchexport.{tolerance!r}"

@@ -1,0 +1,361 @@
+"""`repro.py`: a script that loads a kept artifact, runs it on the kept input, and shows how it differs from eager."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import re
+import runpy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_torchexport.backends.base import Recipe
+from pytest_torchexport.backends.quiet import quiet
+from pytest_torchexport.compare.records import named_leaves
+from pytest_torchexport.diagnose import rebuild, standalone
+from pytest_torchexport.diagnose.keep import Kept, Leaves
+from pytest_torchexport.diagnose.spell import CannotSpell, Speller
+from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.run import fixed_rng
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from pytest_torchexport.backends.base import Exported
+    from pytest_torchexport.diagnose.cause import Finding
+    from pytest_torchexport.outcome import Leaf
+    from pytest_torchexport.plan import Plan
+    from pytest_torchexport.subject.call import Call
+    from pytest_torchexport.trials import Trial
+
+NAME = "repro.py"
+_SECONDS = 60.0
+"""So long the program may have taken to be made, for a script that makes another one to be tried when it is written."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The failure that is shown.
+
+    Attributes:
+        title: the message's first line.
+        plan: the test's.
+        exported: the program, closed.
+        structure: what the program keeps of eager's containers.
+        trial: the input, and what eager did on it.
+        finding: what differs on it.
+        grad: whether autograd was on.
+        start: the state that eager starts from, by name.
+        seconds: what exporting took.
+    """
+
+    title: str
+    plan: Plan
+    exported: Exported
+    structure: str
+    trial: Trial
+    finding: Finding
+    grad: bool
+    start: Mapping[str, Any]
+    seconds: float = 0.0
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The failing input."""
+        return self.trial.calls
+
+    def differing(self, *kinds: str) -> dict[str, Leaf]:
+        """What differs besides outputs, by the leaf's path; kinds are `argument`, `state` and `gradient`."""
+        return {
+            leaf.path: leaf
+            for leaf in self.finding.leaves
+            if re.sub(r"^call \d+ ", "", leaf.path).partition(" ")[0] in kinds
+        }
+
+
+def eager_leaves(shown: Shown) -> Leaves:
+    """What is kept of eager: its outputs, and beside them what else differs, under the names of the comparison."""
+    record = shown.trial.record
+    leaves = Leaves(containers.leaves(record.outputs))
+    beside = shown.differing("argument", "state", "gradient")
+    if beside and record.error is None:
+        known = named_leaves(record, len(shown.calls), shown.start, shown.plan.names)
+        leaves += [(path, known[path]) for path in beside if path in known]
+    return leaves
+
+
+def write(shown: Shown, kept: Kept) -> dict[str, Any]:
+    """Write `repro.py` beside what is kept.
+
+    Args:
+        shown: the failure.
+        kept: the folder, with the groups `input` and `eager`.
+
+    Returns:
+        Which fields of the outcome change.
+    """
+    recipe = shown.exported.reproduction(shown.calls, kept.folder)
+    if recipe is None:
+        return {}
+    script = kept.folder / NAME
+    try:
+        text = _source(shown, kept, recipe)
+    except CannotSpell as error:
+        return {"message": f"no {NAME}: the input holds {error}"}
+    kept.finish()
+    script.write_text(text, encoding="utf-8")
+    note = recipe.note
+    if recipe.model:
+        survives = _run(script, shown.plan.device) if shown.seconds <= _SECONDS else None
+        if survives is None:
+            note = "it was not tried whether the difference survives in the captured form"
+        elif not survives:
+            return _on_the_model(shown, kept, recipe)
+    return {"reproduction": str(script), "message": _line(script, note)}
+
+
+def _line(script: Path, note: str = "") -> str:
+    return f"reproduce: python {script}" + (f"\n  ({note})" if note else "")
+
+
+def _on_the_model(shown: Shown, kept: Kept, recipe: Recipe) -> dict[str, Any]:
+    """The script for a difference that only the model itself shows: it makes the model from its own source."""
+    for name in filter(None, [recipe.file]):
+        (kept.folder / name).unlink(missing_ok=True)
+    note = "the difference does not survive torch.export, so the script makes the model from its source"
+    made = rebuild.construction(shown.plan.model)
+    state = rebuild.keep_state(shown.plan.model, kept)
+    example = _spelled(kept, "example", [shown.plan.example], shown)
+    source = rebuild.imports(made) + rebuild.model_source(made, state=state)
+    source += f'''
+
+def example(kept):
+    """What the check compiled the model for in the first place."""
+    return {example[0]}
+
+
+def load(path, device):
+    """The model, compiled as in the check."""
+    model = make_model().to(device)
+    restore(model, HERE)
+    program = {recipe.model}
+    args, kwargs = example(Kept(HERE, "example", DEVICE))
+    program(*args, **kwargs)
+    restore(model, HERE)
+    return program
+
+
+def state(program, name):
+    """An entry of the model's state."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(program._orig_mod.get_submodule(owner), attribute)
+
+
+def parameters(program):
+    """The model's parameters."""
+    return dict(program._orig_mod.named_parameters())
+'''
+    if made.expression is None:
+        note += f": put its construction there ({made.why})"
+    needs = tuple(f"{home} (the model's source)" for home in made.homes)
+    own = Recipe(source, needs=needs, note=note)
+    script = kept.folder / NAME
+    kept.finish()
+    script.write_text(_source(shown, kept, own), encoding="utf-8")
+    return {"reproduction": str(script), "message": _line(script, note)}
+
+
+def _run(script: Path, device: torch.device) -> bool | None:
+    """Whether the script shows the difference here and now; None if it cannot be run."""
+    printed = io.StringIO()
+    try:
+        with quiet(), fixed_rng(0, device), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            return bool(runpy.run_path(str(script), run_name="repro")["main"]())
+    except Exception:  # noqa: BLE001 what it shows is for the person who runs it
+        return None
+
+
+# --- the script -----------------------------------------------------------------------------------------------------
+
+
+def _source(shown: Shown, kept: Kept, recipe: Recipe) -> str:
+    spelled, imports = _calls(shown, kept, recipe)
+    expected, also = _expected(shown, kept)
+    artifact = recipe.file or (kept.artifact.relative_to(kept.folder).as_posix() if kept.artifact is not None else "")
+    lines = [*imports, *also]
+    facts = ["HERE = Path(__file__).resolve().parent", f'DEVICE = "{shown.plan.device}"']
+    calls = "".join(
+        _function(f"call_{index}", text, what="input", index=index) for index, text in enumerate(spelled, 1)
+    )
+    eager = "".join(
+        _function(f"eager_{index}", text, what="eager", index=index) for index, text in enumerate(expected, 1)
+    )
+    return "\n".join(
+        [
+            _docstring(shown, recipe, artifact),
+            "",
+            "import sys",
+            *sorted(lines),
+            _machinery(),
+            "",
+            "# --- this failure " + "-" * 100,
+            "",
+            *facts,
+            recipe.source.strip("\n"),
+            calls,
+            eager,
+            _main(shown, kept, recipe, artifact, len(spelled), len(expected)),
+        ]
+    )
+
+
+def _docstring(shown: Shown, recipe: Recipe, artifact: str) -> str:
+    title = shown.title.replace("\\", "/").replace('"""', "'''")
+    needs = ["torch", "numpy", *recipe.needs]
+    loads = f"Loads {artifact}, runs" if artifact else "Runs"
+    note = f"\n\nNote: {recipe.note}." if recipe.note else ""
+    return (
+        f'"""{title}\n\n{loads} it on the failing input (input.npz), and compares with what eager gave (eager.npz).\n'
+        f"Exit code 1 while the difference is there, 0 when it is gone.\n\n"
+        f'Needs {", ".join(needs)}.{note}\n"""'
+    )
+
+
+def _machinery() -> str:
+    source = inspect.getsource(standalone)
+    _, _, rest = source.partition("from __future__ import annotations\n")
+    return rest.strip("\n") + "\n"
+
+
+def _function(name: str, text: str, *, what: str, index: int) -> str:
+    said = f"Arguments of call {index}." if what == "input" else f"What eager returns in call {index}."
+    archive = "kept" if what == "input" else "eager"
+    return f'\n\ndef {name}({archive}):\n    """{said}"""\n    return {text}\n'
+
+
+def _spelled(kept: Kept, group: str, calls: Iterable[Call], shown: Shown) -> list[str]:
+    """Calls as source, and their tensors in an archive of their own."""
+    named = [shown.plan.names(call) for call in calls]
+    kept.add(group, containers.leaves(named))
+    speller = Speller(_by_id(kept, group, containers.leaves(named)))
+    return [speller.spell((call.args, dict(call.kwargs))) for call in calls]
+
+
+def _calls(shown: Shown, kept: Kept, recipe: Recipe) -> tuple[list[str], list[str]]:
+    """The calls of the program as source, and the imports that they need."""
+    named = [shown.plan.names(call) for call in shown.calls]
+    speller = Speller(_by_id(kept, "input", containers.leaves(named)), plain=recipe.plain)
+    texts = []
+    for call in shown.calls:
+        args, kwargs = call.args, dict(call.kwargs)
+        texts.append(speller.spell(recipe.arrange(args, kwargs) if recipe.arrange is not None else (args, kwargs)))
+    return texts, list(speller.imports)
+
+
+def _expected(shown: Shown, kept: Kept) -> tuple[list[str], list[str]]:
+    outputs = shown.trial.record.outputs
+    speller = Speller(_by_id(kept, "eager", containers.leaves(outputs)), archive="eager", named=True)
+    return [speller.spell(output) for output in outputs], list(speller.imports)
+
+
+def _by_id(kept: Kept, group: str, leaves: Iterable[tuple[str, Any]]) -> Any:
+    keys = kept.keys[group]
+    at = {id(leaf): (keys[path], leaf) for path, leaf in leaves if path in keys}
+    return lambda value: at[id(value)][0] if id(value) in at else None
+
+
+def _main(shown: Shown, kept: Kept, recipe: Recipe, artifact: str, calls: int, outputs: int) -> str:
+    facts = dict(_facts(shown, kept, recipe))
+    lines = "".join(f"        {name}={value},\n" for name, value in facts.items())
+    path = f"str(HERE / {artifact!r})" if artifact else "None"
+    finish = "" if "def finish(" not in recipe.source else "    finish()\n"
+    return f'''
+
+def main():
+    """Run and compare."""
+    what = Check(
+        folder=HERE,
+        program=lambda: load({path}, DEVICE),
+        calls=[{", ".join(f"call_{index}" for index in range(1, calls + 1))}],
+        expected=[{", ".join(f"eager_{index}" for index in range(1, outputs + 1))}],
+{lines}        device=DEVICE,
+    )
+    differs = check(what)
+{finish}    return differs
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+
+
+def _facts(shown: Shown, kept: Kept, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What else the check is made of, as source by the names of `Check`."""
+    failed = {leaf.path: (tuple(leaf.index), _number(leaf.allowed)) for leaf in shown.finding.leaves if leaf.elements}
+    rows = "".join(f"            {path!r}: ({index!r}, {allowed}),\n" for path, (index, allowed) in failed.items())
+    yield "failed", "{\n" + rows + "        }" if rows else "{}"
+    yield "structure", repr(str(shown.structure))
+    yield "seed", str(shown.plan.seed)
+    yield "grad", str(shown.grad)
+    if shown.trial.record.error is not None:
+        error = shown.trial.record.error
+        yield "raises", repr(f"{type(error).__name__}: {error}"[:500])
+    changed = "".join(f"{path!r}: {place}, " for path, place in _changed(shown, kept))
+    if changed:
+        yield "changed", "{" + changed + "}"
+    states = "".join(f"{path!r}: {text}, " for path, text in _states(shown, kept))
+    if states and "def state(" in recipe.source:
+        yield "state", "state"
+    if states:
+        yield "states", "{" + states + "}"
+    gradients = {path: kept.keys["eager"][path] for path in shown.differing("gradient") if path in kept.keys["eager"]}
+    if gradients:
+        yield "gradients", repr(gradients)
+        names = {path.partition(" ")[0]: key for path, key in _last_call(shown, kept).items()}
+        yield "inputs", repr({name: key for name, key in names.items() if f"gradient of {name}" in gradients})
+        if "def parameters(" in recipe.source:
+            yield "parameters", "parameters"
+
+
+def _number(value: float) -> str:
+    return json.dumps(value) if value == value and abs(value) != float("inf") else f"float('{value}')"  # noqa: PLR0124
+
+
+def _changed(shown: Shown, kept: Kept) -> Iterator[tuple[str, tuple[int, str, str]]]:
+    """The arguments that eager leaves otherwise than the program does: call, key of the argument, key of the value."""
+    for path in shown.differing("argument"):
+        index = int(path.split()[1]) - 1 if path.startswith("call ") else 0
+        name = path.partition("argument ")[2]
+        leaves = dict(_leaf_paths(shown, index))
+        inside = next((inner for full, inner in leaves.items() if full == name), None)
+        key = kept.keys["input"].get(inside or "")
+        if key is not None and path in kept.keys["eager"]:
+            yield path, (index, key, kept.keys["eager"][path])
+
+
+def _leaf_paths(shown: Shown, index: int) -> Iterator[tuple[str, str]]:
+    """A call's leaves: their path by the argument's name, and their path in the group `input`."""
+    for name, value in shown.plan.names(shown.calls[index]).items():
+        for path, _ in containers.leaves(value):
+            yield name + path, f"[{index}][{name!r}]{path}"
+
+
+def _last_call(shown: Shown, kept: Kept) -> dict[str, str]:
+    paths = dict(_leaf_paths(shown, len(shown.calls) - 1))
+    return {name: kept.keys["input"][inside] for name, inside in paths.items() if inside in kept.keys["input"]}
+
+
+def _states(shown: Shown, kept: Kept) -> Iterator[tuple[str, str]]:
+    state = {**shown.start, **shown.trial.record.state}
+    for path in shown.differing("state"):
+        value = state.get(path.removeprefix("state "))
+        if path in kept.keys["eager"] and isinstance(value, torch.Tensor):
+            yield path, f"lambda eager: eager({kept.keys['eager'][path]!r})"
+        elif path.removeprefix("state ") in state:
+            with contextlib.suppress(CannotSpell):
+                yield path, f"lambda eager: {Speller(lambda _: None).spell(value)}"

@@ -1,0 +1,180 @@
+"""Values as Python source in which tensors are read from an archive."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import sys
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pytest_torchexport.subject import containers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class CannotSpell(Exception):
+    """A value that no source gives back; the message says which."""
+
+
+_PLAIN = (bool, int, str, bytes, type(None), torch.dtype, torch.layout, torch.memory_format)
+
+
+@dataclass
+class Speller:
+    """Writes values as source.
+
+    Attributes:
+        key: of a tensor or an array, where it is in the archive; None if it is not there.
+        archive: what the archive is called in the source.
+        plain: named tuples are written as tuples.
+        named: classes of the user's are written as `Named(name, parts)`, for a script that cannot import them.
+        imports: the import lines that the source needs.
+        homes: modules outside of torch and Python's own library among them, with the classes' names.
+    """
+
+    key: Callable[[Any], str | None]
+    archive: str = "kept"
+    plain: bool = False
+    named: bool = False
+    imports: dict[str, None] = field(default_factory=dict)
+    homes: dict[str, set[str]] = field(default_factory=dict)
+
+    def spell(self, value: Any, above: frozenset[int] = frozenset()) -> str:
+        """The value as an expression.
+
+        Raises:
+            CannotSpell: it holds what no source gives back.
+        """
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        scalar = self._scalar(value)
+        if scalar is not None:
+            return scalar
+        if id(value) in above:
+            msg = f"a {type(value).__name__} that holds itself"
+            raise CannotSpell(msg)
+        above |= {id(value)}
+        parts = containers.children(value)
+        if type(value) in (list, tuple, dict, OrderedDict, deque):
+            return self._builtin(value, above)
+        if parts is None:
+            msg = f"a {type(value).__qualname__}, {containers.describe(value, 60)}"
+            raise CannotSpell(msg)
+        inside = {step: self.spell(part, above) for step, part in parts}
+        if self.named:
+            return self._named(value, inside)
+        if containers.is_namedtuple(value) and self.plain:
+            return _tuple(list(inside.values()))
+        return self._of_class(value, inside)
+
+    def _scalar(self, value: Any) -> str | None:
+        if isinstance(value, enum.Enum):
+            return f"{self.reference(type(value))}.{value.name}"
+        if type(value) is float:
+            return repr(value) if math.isfinite(value) else f"float('{value}')"
+        if type(value) is complex:
+            return f"complex({self._scalar(value.real)}, {self._scalar(value.imag)})"
+        if type(value) in _PLAIN:
+            return repr(value)
+        if isinstance(value, torch.device):
+            return f"torch.device('{value}')"
+        if isinstance(value, torch.Size):
+            return f"torch.Size({list(value)})"
+        if isinstance(value, np.ndarray):
+            key = self.key(value)
+            if key is not None:
+                return f"{self.archive}.array({key!r})"
+        if isinstance(value, np.generic):
+            return f"np.{value.dtype.name}({value.item()!r})"
+        return None
+
+    def _tensor(self, value: torch.Tensor) -> str:
+        key = self.key(value)
+        if key is None or value.is_quantized or value.is_nested or type(value) not in _TENSORS:
+            msg = f"a tensor that no archive holds, {containers.describe(value, 60)}"
+            raise CannotSpell(msg)
+        options = ""
+        if value.layout is not torch.strided:
+            options += f", layout={value.layout}"
+        elif self.archive != "eager" and _is_laid_out(value):
+            options += f", strides={tuple(value.stride())}"
+        if value.requires_grad:
+            options += ", grad=True"
+        return f"{self.archive}({key!r}{options})"
+
+    def _builtin(self, value: Any, above: frozenset[int]) -> str:
+        if isinstance(value, dict):
+            pairs = [f"{self.spell(key)}: {self.spell(part, above)}" for key, part in value.items()]
+            text = "{" + ", ".join(pairs) + "}"
+            return text if type(value) is dict else f"{self._import('collections')}.OrderedDict({text})"
+        parts = [self.spell(part, above) for part in value]
+        if isinstance(value, tuple):
+            return _tuple(parts)
+        text = f"[{', '.join(parts)}]"
+        return text if isinstance(value, list) else f"{self._import('collections')}.deque({text})"
+
+    def _named(self, value: Any, inside: Mapping[str, str]) -> str:
+        mapping = isinstance(value, containers.Mapping)
+        parts = ", ".join(f"{step!r}: {text}" for step, text in inside.items())
+        return f"Named({type(value).__name__!r}, {{{parts}}}{', mapping=True' if mapping else ''})"
+
+    def _of_class(self, value: Any, inside: Mapping[str, str]) -> str:
+        known = containers.is_namedtuple(value) or isinstance(value, containers.Mapping)
+        if not known and not dataclasses.is_dataclass(value):
+            msg = f"an object of {type(value).__qualname__}"
+            raise CannotSpell(msg)
+        made = self.reference(type(value))
+        if isinstance(value, containers.Mapping) and not all(isinstance(key, str) for key in value):
+            return (
+                f"{made}({{{', '.join(f'{self.spell(k)}: {t}' for k, t in zip(value, inside.values(), strict=True))}}})"
+            )
+        names = list(value) if isinstance(value, containers.Mapping) else [step.lstrip(".") for step in inside]
+        return f"{made}({', '.join(f'{name}={text}' for name, text in zip(names, inside.values(), strict=True))})"
+
+    def reference(self, kind: type) -> str:
+        """The class by its name, which is imported.
+
+        Raises:
+            CannotSpell: it is no attribute of a module.
+        """
+        home, name = kind.__module__, kind.__qualname__
+        found: Any = sys.modules.get(home)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is not kind or home == "__main__":
+            msg = f"the class {name}, which cannot be imported from {home}"
+            raise CannotSpell(msg)
+        if home.partition(".")[0] not in {"torch", *sys.stdlib_module_names}:
+            self.homes.setdefault(home, set()).add(name)
+        return name if home == "builtins" else f"{self._import(home)}.{name}"
+
+    def _import(self, module: str) -> str:
+        self.imports[f"import {module}"] = None
+        return module
+
+
+_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def _tuple(parts: list[str]) -> str:
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+
+
+def _is_laid_out(tensor: torch.Tensor) -> bool:
+    """Whether the strides are of a kind of their own that can be made again: permuted or expanded, not overlapping."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return False
+    order = sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if s and n > 1)
+    reach = 0
+    for stride, size in order:
+        if stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    return True
