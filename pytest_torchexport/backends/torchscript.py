@@ -96,6 +96,8 @@ class _ScriptExported(Exported):
         recipe: source that reads it back.
     """
 
+    optimizer: ClassVar[str] = "TorchScript's graph executor, which fuses and folds"
+
     def __init__(self, load: Callable[[], Any], program: _Program, recipe: str) -> None:
         super().__init__()
         self._recipe = recipe
