@@ -104,7 +104,7 @@ class Program:
         Another `seed` gives it other random numbers than eager had.
         """
         try:
-            live = self._start()
+            live = self.start()
         except Exception as error:  # noqa: BLE001 a program whose state cannot be set has failed
             return Record(error=error)
         record = run_calls(
@@ -123,11 +123,11 @@ class Program:
 
     def steps(self, trial: Trial) -> Iterator[Step] | None:
         """The operators of the input's first call, from the starting state; None where the inside cannot be seen."""
-        self._start()
+        self.start()
         call = trial.calls[0].clone()
         return self.exported.steps(*call.args, **call.kwargs)
 
-    def _start(self) -> list[torch.Tensor]:
+    def start(self) -> list[torch.Tensor]:
         """Put the program into its starting state; returns the tensors that hold it."""
         if self.exported.shares_module:
             self._snapshot.restore()

@@ -13,7 +13,7 @@ from pytest_torchexport.subject import source
 from pytest_torchexport.subject.run import storage_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pytest_torchexport.outcome import Location
 
@@ -59,7 +59,8 @@ def interpret(graph: fx.GraphModule, leaves: Iterable[Any], *, prefix: str = "")
         prefix: what stands in front of the user's names of modules, without the dot.
 
     Returns:
-        A step for each operator; operators that only check something are left out.
+        A step for each operator; operators that only check something are left out. One that writes in place gives all
+        values in that memory anew.
     """
     interpreter = fx.Interpreter(graph, garbage_collect_values=False)
     interpreter.args_iter = iter(leaves)
@@ -67,27 +68,45 @@ def interpret(graph: fx.GraphModule, leaves: Iterable[Any], *, prefix: str = "")
     dying: dict[fx.Node, list[fx.Node]] = {}
     for used, node in last.items():
         dying.setdefault(node, []).append(used)
-    writes = Writes()
+    parts: dict[str, tuple[str, ...]] = {}
     for node in graph.graph.nodes:
         if node.op == "output":
             return
         if node.name == "_guards_fn":
             continue
+        written = _written(node, interpreter.env)
         value = interpreter.run_node(node)
         interpreter.env[node] = value
         if node.op.startswith("call_"):
-            inputs = [(used.name, interpreter.env[used]) for used in node.all_input_nodes if used in interpreter.env]
             outputs = named_outputs(node.name, value)
-            yield Step(
-                spell(node),
-                writes.inputs(inputs),
-                outputs,
-                module_of(node, prefix),
-                location_of(node),
+            parts[node.name] = tuple(outputs)
+            for used, known in interpreter.env.items():
+                named = named_outputs(used.name, known) if written else {}
+                outputs |= {name: tensor for name, tensor in named.items() if storage_of(tensor) in written}
+            inputs = dict.fromkeys(
+                name for used in node.all_input_nodes for name in parts.get(used.name, (used.name,))
             )
-            writes.note(node, inputs, outputs)
+            yield Step(spell(node), tuple(inputs), outputs, module_of(node, prefix), location_of(node))
         for used in dying.get(node, ()):
             interpreter.env.pop(used, None)
+
+
+def _written(node: fx.Node, env: Mapping[fx.Node, Any]) -> set[int]:
+    """The memory that an operator writes to: all values in it are its results too, by the names that they have."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        named = [*zip((a.name for a in schema.arguments), node.args, strict=False), *node.kwargs.items()]
+        writes = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+        chosen = [part for name, part in named if name in writes]
+    else:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        changes = (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "iadd", "imul", "isub")
+        chosen = list(node.args[:1]) if changes else []
+    found: set[int] = set()
+    for used in (part for one in chosen for part in (one if isinstance(one, (list, tuple)) else [one])):
+        if isinstance(used, fx.Node) and used in env:
+            found |= {storage_of(tensor) for tensor in named_outputs(used.name, env[used]).values()}
+    return found
 
 
 def spell(node: fx.Node) -> str:
@@ -112,39 +131,3 @@ def named_outputs(name: str, value: Any) -> dict[str, torch.Tensor]:
             for key, tensor in named_outputs(f"{name}.{place}", part).items()
         }
     return {}
-
-
-class Writes:
-    """Which operator wrote last to what memory: who reads that memory reads what was written, by whatever name."""
-
-    def __init__(self) -> None:
-        self._writers: dict[int, tuple[str, ...]] = {}
-        self._parts: dict[str, tuple[str, ...]] = {}
-        self._alive: list[torch.Tensor] = []
-
-    def inputs(self, used: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
-        """The names that an operator reads, given its operands."""
-        found: dict[str, None] = {}
-        for name, value in used:
-            found |= dict.fromkeys(self._parts.get(name, (name,)))
-            for tensor in named_outputs(name, value).values():
-                found |= dict.fromkeys(self._writers.get(storage_of(tensor), ()))
-        return tuple(found)
-
-    def note(self, node: fx.Node, used: Iterable[tuple[str, Any]], outputs: dict[str, torch.Tensor]) -> None:
-        """Note what an operator that has run gives names to, and what it wrote."""
-        if list(outputs) != [node.name]:
-            self._parts[node.name] = tuple(outputs)
-        target: Any = node.target
-        schema = getattr(target, "_schema", None)
-        if schema is not None:
-            mutable = schema.is_mutable
-        else:
-            name = target if isinstance(target, str) else getattr(target, "__name__", "")
-            mutable = (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "__setitem__")
-        if not mutable:
-            return
-        first = [tensor for name, value in list(used)[:1] for tensor in named_outputs(name, value).values()]
-        for tensor in first:
-            self._alive.append(tensor)
-            self._writers[storage_of(tensor)] = tuple(outputs) or (node.name,)

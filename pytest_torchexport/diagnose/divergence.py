@@ -1,0 +1,184 @@
+"""What is said of the place where an exported program and eager part, from what each side shows of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_torchexport.diagnose.frontier import between, follows_from
+from pytest_torchexport.diagnose.kinds import kind_of
+from pytest_torchexport.outcome import Divergence
+from pytest_torchexport.subject import source
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_torchexport.diagnose.frontier import Parting, Point
+    from pytest_torchexport.outcome import Location
+
+_GROUP = 20
+"""Operators of a group that are named."""
+
+
+@dataclass
+class Side:
+    """One computation, and where it leaves the other one.
+
+    Attributes:
+        points: its values.
+        parting: where it leaves the other one.
+        names: what it calls the values.
+        scores: how far each value is from its counterpart, or else from the nearest value of the other computation.
+    """
+
+    points: Sequence[Point]
+    parting: Parting
+    names: Sequence[str]
+    scores: Sequence[float]
+
+    def named(self, places: Sequence[int]) -> tuple[str, ...]:
+        """Operators with the names of their values."""
+        return tuple(
+            f"{self.points[place].operator} ({self.names[place]})" if self.names[place] else self.points[place].operator
+            for place in places[:_GROUP]
+        )
+
+
+def conclude(program: Side, eager: Side) -> Divergence | None:
+    """Say where the program leaves eager; None where neither side shows it."""
+    if not program.parting.roots:
+        return _missing_at_end(eager, eager.parting.roots[0]) if eager.parting.roots else None
+    first = program.parting.roots[0]
+    theirs = program.points[first]
+    if not eager.parting.roots:
+        return _only_program(program, first, "no operator of eager's could be named")
+    lost = _belonging(eager, theirs)
+    mine = eager.points[lost]
+    if not _apart(mine, theirs):
+        return _same_place(program, eager, first, lost)
+    if _counterparts(eager, theirs, lost):
+        return _left_out(program, eager, first, lost)
+    if _counterparts(program, mine, first):
+        note = f"eager has no such operator here; it goes on with {mine.operator}"
+        return _only_program(program, first, note)
+    note = f"eager parts at another line, with {mine.operator}: the program computes it in another order"
+    return _only_program(program, first, note)
+
+
+def _belonging(eager: Side, theirs: Point) -> int:
+    """The root on eager's side that belongs to the program's: on its line, or else leading to its counterpart."""
+    roots = eager.parting.roots
+    same = [place for place in roots if not _apart(eager.points[place], theirs)]
+    alike = [place for place in same if kind_of(eager.points[place].operator) == kind_of(theirs.operator)]
+    leading = [place for place in roots if _counterparts(eager, theirs, place)]
+    return (alike or same or leading or roots)[0]
+
+
+def _same_place(program: Side, eager: Side, first: int, lost: int) -> Divergence:
+    """Both part on the same line and in the same submodule."""
+    mine, theirs = eager.points[lost], program.points[first]
+    here = _here(program, first)
+    there = _here(eager, lost)
+    kinds, own = _kinds(program, here), _kinds(eager, there)
+    group: list[int] = []
+    note = ""
+    named = mine.operator
+    if kinds == own or len(here) == 1:
+        if kinds != own and len(own) > 1:
+            note = f"eager computes it in {len(own)} operators, from {mine.operator} on"
+    else:
+        group = here
+        note = f"eager computes this line in other operators, from {mine.operator} on: the fault may be in any of these"
+    return _divergence(program, first, group, named, note)
+
+
+def _left_out(program: Side, eager: Side, first: int, lost: int) -> Divergence:
+    """Eager parts before the program does: what it computes there is not in the program, or does nothing there."""
+    mine, theirs = eager.points[lost], program.points[first]
+    silent = [
+        source
+        for source in theirs.sources
+        if not _apart(program.points[source], mine) and program.points[source].line is not None
+    ]
+    note = f"nothing in the program is what {mine.operator} computes: {theirs.operator} is given what comes before it"
+    found = _divergence(program, first, silent, mine.operator, note)
+    return Divergence(
+        module=mine.module,
+        operator=found.operator,
+        eager=mine.operator,
+        name=found.name,
+        location=_location(mine),
+        score=found.score,
+        inputs_score=found.inputs_score,
+        group=found.group,
+        note=note,
+    )
+
+
+def _missing_at_end(eager: Side, lost: int) -> Divergence:
+    mine = eager.points[lost]
+    return Divergence(
+        module=mine.module,
+        eager=mine.operator,
+        location=_location(mine),
+        score=math.inf,
+        note=f"nothing in the program is what {mine.operator} computes; all that the program computes is in eager too",
+    )
+
+
+def _only_program(program: Side, first: int, note: str) -> Divergence:
+    return _divergence(program, first, [], "", note)
+
+
+def _divergence(program: Side, first: int, group: Sequence[int], eager: str, note: str) -> Divergence:
+    point = program.points[first]
+    places = sorted({*between(program.points, first), *group} - {first})
+    inputs = [program.scores[place] for place in point.sources if math.isfinite(program.scores[place])]
+    notes = [note] if note else []
+    if len(places) > _GROUP:
+        notes.append(f"and {len(places) - _GROUP} more operators")
+    return Divergence(
+        module=point.module,
+        operator=point.operator,
+        eager=eager,
+        name=program.names[first],
+        location=_location(point),
+        score=program.scores[first],
+        inputs_score=max(inputs, default=0.0),
+        group=program.named(sorted({*places, first})) if places else (),
+        note="; ".join(notes),
+    )
+
+
+def _apart(one: Point, other: Point) -> bool:
+    """Whether two operators are known to belong to different lines or submodules."""
+    if one.module and other.module and one.module != other.module:
+        return True
+    return one.line is not None and other.line is not None and one.line != other.line
+
+
+def _here(side: Side, first: int) -> list[int]:
+    """The lost values on the line and in the submodule of the first one."""
+    return [place for place in side.parting.lost if not _apart(side.points[place], side.points[first])]
+
+
+def _kinds(side: Side, places: Sequence[int]) -> list[str]:
+    kinds = [kind_of(side.points[place].operator) for place in places]
+    return [kind for kind in kinds if kind != "move"]
+
+
+def _counterparts(side: Side, wanted: Point, root: int) -> list[int]:
+    """Lost values that follow from a root, of the kind that is wanted and at its place."""
+    return [
+        place
+        for place in side.parting.lost
+        if place != root
+        and kind_of(side.points[place].operator) == kind_of(wanted.operator)
+        and not _apart(side.points[place], wanted)
+        and follows_from(side.points, place, root)
+    ]
+
+
+def _location(point: Point) -> Location | None:
+    return source.locate(*point.line) if point.line is not None else None
