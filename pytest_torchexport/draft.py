@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_torchexport.backends.base import Backend, FlatOutput
-from pytest_torchexport.diagnose import keep, message, reproduce
+from pytest_torchexport.diagnose import figures, keep, message, reproduce
 from pytest_torchexport.diagnose.cause import Attribution, Finding
-from pytest_torchexport.diagnose.refusal import explain
+from pytest_torchexport.diagnose.refusal import explain, say
+from pytest_torchexport.diagnose.remedy import Failed, what_to_do
 from pytest_torchexport.memory import Memory
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.reference import ReferenceStore
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_torchexport.errors import ConventionError
+    from pytest_torchexport.outcome import Divergence
     from pytest_torchexport.plan import Plan, Policy
     from pytest_torchexport.trials import Trial
 
@@ -141,24 +143,60 @@ class Draft:
         text = f"{head}\n  eager leaves it alone. The model of this test now holds the changed weights."
         return self.outcome(Verdict.MISMATCH, text, cause=Cause.LOST_STATE)
 
-    def conclude(self, verdict: Verdict, cause: Attribution, failure: Failure) -> Outcome:
-        """The outcome where an input fails: its cause, and what differs on it."""
+    def conclude(
+        self,
+        verdict: Verdict,
+        cause: Attribution,
+        failure: Failure,
+        divergence: Divergence | None = None,
+        argument: str = "",
+    ) -> Outcome:
+        """The outcome where an input fails: its cause, what differs on it, and the first layer that does.
+
+        Args:
+            verdict: `mismatch` or `failed`.
+            cause: why.
+            failure: the input that is shown.
+            divergence: the first layer at which the two part, if it was found.
+            argument: an argument that the export holds as a constant, if that is why.
+        """
         finding, trial = failure.finding, failure.trial
         leaves = sorted(finding.leaves, key=lambda leaf: -leaf.excess)
+        error = failure.record.error if finding.raised else None
+        raised = say(error) if error is not None else finding.raised
         rest = cause.cause.value
         if cause.location is not None:
             rest += f" at {Path(cause.location.file).name}:{cause.location.line}"
         if finding.raised:
-            rest += f", it raises {finding.raised.splitlines()[0]}"
+            rest += f", it raises {message.first_sentence(raised or finding.raised, limit=120)}"
         elif leaves:
-            rest += f", {message.how_it_differs(leaves[0])}"
+            rest += f", {figures.how_it_differs(leaves[0])}"
         head = message.headline(self._model, self.backend.id, self.policy.device, verdict, rest)
         arguments = trial.describe()
         again = (
             None if trial.kind in ("example", "extra") else reproduce.again(trial.calls, self.plan, self._input_file)
         )
+        name, _, options = self.backend.id.partition(":")
+        failed = Failed(
+            cause,
+            name,
+            options,
+            leaves,
+            divergence,
+            raised,
+            dynamic=self.plan.dynamic_shapes is not None,
+            argument=argument,
+        )
         text = message.mismatch(
-            head, cause, label=trial.label, arguments=arguments, leaves=leaves, raised=finding.raised, again=again
+            head,
+            cause,
+            label=trial.label,
+            arguments=arguments,
+            leaves=leaves,
+            raised=raised,
+            again=again,
+            divergence=divergence,
+            what_to_do=what_to_do(failed),
         )
         self.shown = failure
         return self.outcome(
@@ -170,6 +208,7 @@ class Draft:
             leaves=tuple(leaves[:_LEAVES_KEPT]),
             failing_input=arguments,
             paste=again.text if again is not None and again.complete else None,
+            divergence=divergence,
         )
 
     def fixed_argument(self, error: ConventionError, trial: Trial) -> Outcome:
@@ -183,17 +222,18 @@ class Draft:
         cause = Attribution(Cause.BAKED_VALUE, None, (Evidence(text),))
         finding = Finding((), None, is_example=False, same_shapes=True, calls=len(trial.calls))
         self.inputs.append(Input(trial.kind, trial.label, len(trial.calls), agrees=False))
-        return self.conclude(Verdict.MISMATCH, cause, Failure(trial, finding, Record()))
+        return self.conclude(Verdict.MISMATCH, cause, Failure(trial, finding, Record()), argument=error.argument)
 
     def refused(self, error: Exception) -> Outcome:
         """The outcome where the exporter, or writing or reading back its artifact, raised."""
-        reason, location = explain(error)
+        refusal = explain(error, backend=self.backend.name, model=self.plan.model)
         verdict = Verdict.FAILED if self.stage is Stage.LOAD else Verdict.REFUSED
-        first = message.first_sentence(reason) or type(error).__name__
-        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, first)
-        detail = reason.strip().removeprefix(first).strip()
+        first = message.first_sentence(refusal.reason) or type(error).__name__
+        head = message.headline(self._model, self.backend.id, self.policy.device, verdict, first.removesuffix("."))
+        detail = refusal.reason.strip().removeprefix(first).strip()
+        text = message.refused(head, refusal.location, detail, way_out=refusal.way_out, said=refusal.said)
         cause = Cause.EXCEPTION if verdict is Verdict.FAILED else None
-        return self.outcome(verdict, message.refused(head, location, detail), cause=cause, location=location)
+        return self.outcome(verdict, text, cause=cause, location=refusal.location)
 
     def kept(self, outcome: Outcome) -> Outcome:
         """Keep what a person will want to look at, if the policy says so."""
@@ -235,9 +275,9 @@ class Draft:
         leaves: tuple[Leaf, ...] = (),
         failing_input: str | None = None,
         paste: str | None = None,
+        divergence: Divergence | None = None,
     ) -> Outcome:
         """The outcome with all that is known so far."""
-        tolerance = self.policy.tolerance
         return Outcome(
             verdict=verdict,
             stage=self.stage,
@@ -257,8 +297,9 @@ class Draft:
             inputs=tuple(self.inputs),
             failing_input=failing_input,
             paste=paste,
+            divergence=divergence,
             not_checked=tuple(self.not_checked),
-            tolerance=f"set: {tolerance}" if tolerance else "default",
+            tolerance=str(self.plan.rules),
             durations=dict(self.durations),
             **self.facts,
         )

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.outcome import Cause, Leaf, Location, Verdict
+from pytest_torchexport.diagnose import figures
+from pytest_torchexport.diagnose.layout import indented, paragraph, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_torchexport.diagnose.cause import Attribution
     from pytest_torchexport.diagnose.reproduce import Again
-
-_REMEDY = {
-    Cause.BAKED_BRANCH: (
-        "The export kept the branch that the example takes. Use script for this part (torch.jit.script), torch.cond, "
-        "or torch.where."
-    ),
-    Cause.BAKED_VALUE: (
-        "The export holds as a constant what the example gave. Keep the number a tensor, or use script for this part."
-    ),
-    Cause.BAKED_SHAPE: (
-        "The export holds a size of the example. Take sizes from x.shape or x.size() without int(), and declare the "
-        "dimension in dynamic_shapes."
-    ),
-    Cause.LOST_STATE: (
-        "What forward stores in the module is not stored by the exported program. Pass the state in and out as "
-        "arguments, or register it as a buffer and use a backend that keeps buffers."
-    ),
-    Cause.LOST_MUTATION: "Return the changed tensor instead of writing to the argument.",
-    Cause.STRUCTURE: "The output's containers differ. Return what the export can express: tuples and dicts of tensors.",
-}
-_LEAVES_SHOWN = 5
+    from pytest_torchexport.outcome import Divergence, Evidence, Leaf, Location, Verdict
 
 
 def headline(model: str, backend: str, device: str, verdict: Verdict, rest: str) -> str:
@@ -49,6 +31,8 @@ def mismatch(
     leaves: Sequence[Leaf],
     raised: str | None,
     again: Again | None = None,
+    divergence: Divergence | None = None,
+    what_to_do: str = "",
 ) -> str:
     """The message for verdicts `mismatch` and `failed`.
 
@@ -57,36 +41,44 @@ def mismatch(
         attribution: cause, line and evidence.
         label: which input fails.
         arguments: its arguments in one line.
-        leaves: what differs on it.
+        leaves: what differs on it, the worst first.
         raised: what the exported program raised on it, if it did.
         again: how to check it again; None for an input that is the user's own.
+        divergence: the first layer at which the two part, if it was found.
+        what_to_do: the remedy; empty where none is known.
     """
     lines = [head]
     if attribution.location is not None:
-        lines += _quote(attribution.location)
-    lines.append(f"  input: {label}: ({arguments})")
+        lines += quote(attribution.location)
+    lines += _why(attribution, leaves, raised)
+    lines += paragraph("input", f"{label}: ({arguments})")
     lines += again.lines if again is not None else []
     if raised is not None:
-        lines.append(f"  eager runs, the exported program raises {raised}")
-    for leaf in leaves[:_LEAVES_SHOWN]:
-        lines += _leaf_lines(leaf)
-    if len(leaves) > _LEAVES_SHOWN:
-        lines.append(f"  and {len(leaves) - _LEAVES_SHOWN} more")
-    for fact in attribution.evidence:
-        place = f" [{fact.location}]" if fact.location and fact.location != attribution.location else ""
-        lines.append(f"  evidence: {fact.text}{place}")
-    if attribution.cause in _REMEDY:
-        lines.append(f"  what to do: {_REMEDY[attribution.cause]}")
+        lines += _raised(raised)
+    lines += figures.told(leaves)
+    if divergence is not None:
+        lines += _parting(divergence, attribution.location)
+    lines += paragraph("what to do", what_to_do)
     return "\n".join(lines)
 
 
-def refused(head: str, location: Location | None, detail: str) -> str:
-    """The message for `refused`: the exporter's reason and the user's line."""
+def refused(head: str, location: Location | None, detail: str, *, way_out: str = "", said: str = "") -> str:
+    """The message for `refused`: the exporter's reason, the user's line and the way out.
+
+    Args:
+        head: the headline, with the reason's first sentence.
+        location: the user's line.
+        detail: the rest of the reason.
+        way_out: what helps.
+        said: the exporter's own words, where the reason has others.
+    """
     lines = [head]
     if location is not None:
-        lines += _quote(location)
-    lines += [f"  {line}" for line in detail.strip().splitlines()]
-    return "\n".join(lines)
+        lines += quote(location)
+    for text in detail.strip().splitlines():
+        # What is indented is a list or source, and stands as it is.
+        lines += [f"  {text}"] if text.startswith(" ") or not text else wrapped(text, "  ", "  ")
+    return "\n".join([*lines, *paragraph("what to do", way_out), *paragraph("the exporter says", said)])
 
 
 def first_sentence(text: str, limit: int = 200) -> str:
@@ -112,23 +104,51 @@ def _is_closed(text: str) -> bool:
     return all(text.count(left) <= text.count(right) for left, right in ("()", "[]", "{}"))
 
 
-def _quote(location: Location) -> list[str]:
+def quote(location: Location) -> list[str]:
+    """The user's line: where it stands, and its text."""
     return [f"  {location}", f"      {location.source}"] if location.source else [f"  {location}"]
 
 
-def _leaf_lines(leaf: Leaf) -> list[str]:
-    lines = [f"  {leaf.path}: {leaf.reason}"]
-    if leaf.index or leaf.mismatched:
-        at = f"{list(leaf.index)}" if leaf.index else "the value"
-        lines.append(f"      at {at}: eager {leaf.expected}, exported {leaf.actual}")
-        lines.append(f"      largest error {leaf.max_abs:.3g}, allowed there {leaf.allowed:.3g}")
-    elif leaf.expected or leaf.actual:
-        lines.append(f"      eager {leaf.expected}, exported {leaf.actual}")
+def _why(attribution: Attribution, leaves: Sequence[Leaf], raised: str | None) -> list[str]:
+    """The evidence, what it is before how often it is; without what the leaves and the exception say below."""
+    below = {f"{leaf.path}: {leaf.reason}" for leaf in leaves}
+    told = [fact for fact in attribution.evidence if fact.text not in below and not _says(fact, raised)]
+    counts = [fact for fact in told if _COUNT.match(fact.text)]
+    lines: list[str] = []
+    for fact in [*(fact for fact in told if fact not in counts), *counts]:
+        other = fact.location is not None and fact.location != attribution.location
+        # A path is as long as it is: it must not decide where the lines before it end.
+        text = wrapped(fact.text, "  why: " if not lines else "       ", "       ")
+        lines += [*text[:-1], f"{text[-1]} [{fact.location}]" if other else text[-1]]
     return lines
 
 
-def how_it_differs(leaf: Leaf) -> str:
-    """The end of a headline for a leaf: `output[0] is off by 0.3 (allowed 1e-05)`."""
-    if leaf.cause is Cause.NUMERIC:
-        return f"{leaf.path} is off by {leaf.max_abs:.3g} where {leaf.allowed:.2g} is allowed"
-    return f"{leaf.path}: {leaf.reason}"
+_COUNT = re.compile(r"\d+ of \d+ inputs fail")
+
+
+def _says(fact: Evidence, raised: str | None) -> bool:
+    return raised is not None and raised in fact.text
+
+
+def _raised(raised: str) -> list[str]:
+    return wrapped(f"eager returns, the exported program raises {raised}", "  ", "      ")
+
+
+def _parting(divergence: Divergence, known: Location | None) -> list[str]:
+    """The first layer at which the two part; nothing where that says no more than the user's line does."""
+    place = divergence.location if divergence.location != known else None
+    if known is not None and not divergence.module and place is None:
+        return []
+    operator = f"{divergence.operator} {divergence.name!r}" if divergence.name else divergence.operator
+    if divergence.eager and divergence.eager != divergence.operator:
+        operator = f"{operator} ({divergence.eager} in eager)" if operator else f"{divergence.eager} of eager"
+    text = ", ".join(filter(None, [divergence.module or "the model's own forward", operator]))
+    if divergence.score and math.isfinite(divergence.score):
+        inputs = f", its inputs {figures.times(divergence.inputs_score)}" if divergence.inputs_score else ""
+        text += f": {figures.times(divergence.score)} the noise{inputs}"
+    lines = paragraph("first diverging layer", text)
+    if place is not None:
+        lines.append(f"      {place}{': ' * bool(place.source)}{place.source}")
+    if divergence.group:
+        lines += indented(f"fused or rewritten with {', '.join(divergence.group)}: the fault may be in any of them")
+    return [*lines, *indented(divergence.note)]

@@ -1,8 +1,8 @@
-"""What an exporter raised, cut to what the user can act on: a short text, a way out where one is known, and the line.
+"""What an exporter raised, cut to what the user can act on: the reason, a way out where one is known, and the line.
 
 Exporters explain themselves at length and to their own authors: pages of overloads, environment variables for their
 debug logs, reports with steps for a bug. The mechanism here is general (find the root cause, drop what is not said to
-the user, find the user's line); what is known of particular refusals stands in one table.
+the user, find the user's line); what is known of particular refusals stands in `known_refusals`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_torchexport.diagnose.exporter_line import at_node, line_of_model
+from pytest_torchexport.diagnose.known_refusals import RETURN, known
 from pytest_torchexport.errors import ExportRefused, NothingCompiled
 from pytest_torchexport.subject import source
 
@@ -20,102 +22,32 @@ if TYPE_CHECKING:
     from pytest_torchexport.outcome import Location
 
 _LIMIT = 400
+_QUOTE = 200
+"""Characters of an exporter's own words, where plain ones say the same."""
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A refusal that is known: what its text matches, what it means, and the way out."""
+class Refusal:
+    """What an exporter's exception says to the user.
 
-    pattern: str
-    plain: str = ""
+    Attributes:
+        reason: why, in a sentence or two.
+        location: the user's line, where the exception leads to one.
+        way_out: what helps; empty where nothing is known that does.
+        said: the exporter's own words, where the reason has others; for a search.
+    """
+
+    reason: str
+    location: Location | None = None
     way_out: str = ""
+    said: str = ""
 
+    @property
+    def text(self) -> str:
+        """All of it in one paragraph, but for the line."""
+        quoted = f"The exporter says: {self.said}" if self.said else ""
+        return " ".join(filter(None, [self.reason, self.way_out, quoted]))
 
-_KNOWN = (
-    _Known(
-        r"Could not guard on data-dependent expression|Data-dependent branching|Dynamic control flow is not supported",
-        "a Python branch depends on the values of a tensor",
-        "Write it with torch.where or torch.cond, or use the script backend, which keeps Python branches.",
-    ),
-    _Known(
-        r"Could not extract specialized|Unsupported Tensor\.item\(\)|data-dependent expression|data dependent op",
-        "a Python number is taken out of a tensor whose values are not known at export",
-        "Keep it a tensor, or bound it with torch._check.",
-    ),
-    _Known(
-        r"specialized it to be a constant \((\d+)\)",
-        "a dimension that dynamic_shapes declares as varying is fixed by the model's code",
-        "Take the size from x.shape instead of writing it as a number, or leave the dimension out of dynamic_shapes.",
-    ),
-    _Known(
-        r"Not all values of .* satisfy the generated guard",
-        "the model's code distinguishes sizes inside the range that dynamic_shapes declares",
-        "Narrow the range as suggested, or treat all sizes alike.",
-    ),
-    _Known(
-        r"Must provide a tree_name when there might be a mismatch",
-        "torch.export cannot bring dynamic_shapes and arguments that go into **kwargs together",
-        "Name these arguments in the signature of forward.",
-    ),
-    _Known(
-        r"No ONNX function found for|Exporting the operator .* to ONNX opset version .* is not supported",
-        way_out=(
-            "Compose it of supported operators, raise the opset, or supply the operator: "
-            "Onnx(custom_translation_table=...), for onnx-torchscript torch.onnx.register_custom_op_symbolic."
-        ),
-    ),
-    _Known(
-        r"\(inferred\)|was not annotated with an explicit type",
-        "TorchScript takes an argument without annotation for a Tensor, and it is used as something else",
-        "Annotate its type in the signature.",
-    ),
-    _Known(
-        r"Empty lists default to List\[Tensor\]",
-        way_out="A list that is made empty needs an annotation: `found: list[int] = []`.",
-    ),
-    _Known(
-        r"illegal target for annotation|Expected a single top-level function",
-        "TorchScript cannot read the source of a lambda",
-        "Write it as a function with def.",
-    ),
-    _Known(
-        r"to unannotated dict key|Dict\[str, Tensor\] to List|aten::_set_item",
-        "the keys or the values of a dict have several types, and TorchScript allows one",
-        "Annotate the dict where it is made (`found: dict[str, int] = {}`), or use one dict for each type.",
-    ),
-    _Known(
-        r"UnsupportedNodeError|NotSupportedError|is currently not supported in Torchscript|we failed to compile it",
-        way_out="Rewrite the line, take it out of what is scripted, or mark the method with @torch.jit.ignore.",
-    ),
-    _Known(
-        r"Encountering a (dict|list) at the output of the tracer",
-        "the model returns a dict or list, which jit.trace takes only when it is told that its form never changes",
-        "Use Trace(strict=False).",
-    ),
-    _Known(
-        r"Only tensors, lists, tuples of tensors, or dictionary of tensors can be output from traced functions",
-        way_out="Return nothing but tensors, or use the script backend.",
-    ),
-    _Known(
-        r"cannot be traced\. Only Tensors",
-        way_out="Pass tensors, or use the script backend, which takes numbers, strings and None.",
-    ),
-    _Known(
-        r"Dictionary inputs to traced functions must have consistent type|Tracer cannot infer type of",
-        "the dicts and lists that go in or come out hold values of several types, and jit.trace allows one",
-        "Put tensors of one kind into a dict or list, or use the script backend.",
-    ),
-    _Known(
-        r"\.numpy\(\) is not supported for tensor subclasses|call .*numpy.* on a (Fake|Functional)Tensor",
-        "the model leaves torch for NumPy, which the exporter cannot follow",
-        "Use torch's function of the same name.",
-    ),
-    _Known(
-        r"Failed to trace builtin operator|Attempted to call function marked as skipped|Graph break",
-        way_out="Take the call out of the compiled part, or do without fullgraph=True.",
-    ),
-)
-"""First match wins, so the particular ones stand before the general ones."""
 
 _NOISE = re.compile(
     r"\s*(For (more|extended|C\+\+) |If you suspect|Set TORCHDYNAMO|The error above|Developer debug|Caused by:"
@@ -141,27 +73,45 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 _PYTHON_FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
 _SCRIPT_FRAME = re.compile(r'File "([^"]+)", line (\d+)\s*$', re.MULTILINE)
+_TRACED_FRAME = re.compile(r"(?:^|\s)(/?\S+\.py)\((\d+)\): \w")
+_LAMBDA = re.compile(r"top-level function: (\S+\.py):(\d+)")
 _GRAPH_NODE = re.compile(r"# (\S+\.py):(\d+):\d+")
 
 
-def explain(error: BaseException) -> tuple[str, Location | None]:
+def say(error: BaseException) -> str:
+    """What an exported program raised, on one line: without the stacks that a runtime puts around it."""
+    text = shorten(error, _LIMIT)
+    kind = type(error).__name__
+    return text if text.startswith(kind) else f"{kind}: {text}"
+
+
+def explain(error: BaseException, *, backend: str = "", model: Any = None) -> Refusal:
     """What an exporter's exception says to the user.
 
     Args:
         error: what the exporter raised, with its traceback from the place where it was caught.
-
-    Returns:
-        A short text with a way out where one is known, and the user's line where the exception leads to one.
+        backend: name of the backend: what helps on one may not exist on another.
+        model: what was exported; its source is searched for the line where the exporter names none.
     """
     if isinstance(error, (ExportRefused, NothingCompiled)):
-        return error.reason, error.location or find_line(error)
+        return Refusal(error.reason, error.location or find_line(error) or _of_output(error, model))
     root = _chain(error)[-1]
-    known = _known(root)
-    if known is None:
-        return _shorten(root, _LIMIT), find_line(error)
-    said = _shorten(root, _LIMIT // 2 if known.plain else _LIMIT)
-    text = f"{known.plain} ({said.rstrip('.')})" if known.plain else said
-    return f"{_sentence(text)} {known.way_out}", find_line(error)
+    found = known(f"{type(root).__name__}: {_ANSI.sub('', str(root))}")
+    if found is None:
+        return Refusal(_sentence(shorten(root, _LIMIT)), find_line(error))
+    one, match = found
+    groups = [group for group in match.groups() if group is not None]
+    said = shorten(root, _QUOTE if one.plain else _LIMIT)
+    location = find_line(error) or (line_of_model(model, one.at.format(*groups)) if one.at else None)
+    way_out = one.way_for(backend).format(*groups)
+    if not one.plain:
+        return Refusal(_sentence(said), location, way_out)
+    return Refusal(one.plain.format(*groups) + ".", location, way_out, said.rstrip("."))
+
+
+def _of_output(error: ExportRefused | NothingCompiled, model: Any) -> Location | None:
+    """Where the model returns what a backend of this package refuses to return."""
+    return line_of_model(model, RETURN) if error.reason.startswith("the model returns") else None
 
 
 def find_line(error: BaseException) -> Location | None:
@@ -173,6 +123,10 @@ def find_line(error: BaseException) -> Location | None:
     causes = _chain(error)[::-1]
     for cause in causes:
         found = source.of_exception(cause)
+        if found is not None:
+            return found
+    for cause in causes:
+        found = at_node(cause)
         if found is not None:
             return found
     for cause in causes:
@@ -197,16 +151,20 @@ def _frames_in_text(error: BaseException) -> list[tuple[str, int | None]]:
     # TorchScript starts with the place of the error and goes on with where that was called from.
     script = [(file, int(line)) for file, line in _SCRIPT_FRAME.findall(text)]
     graph = [(file, int(line)) for file, line in _GRAPH_NODE.findall(text)]
+    made = [(file, int(line)) for file, line in _LAMBDA.findall(text)]
     stack: Any = getattr(error, "real_stack", None) or ()
-    return [*graph, *((frame.filename, frame.lineno) for frame in stack), *python, *reversed(script)]
+    traced = [(file, int(line)) for file, line in _TRACED_FRAME.findall(text)][::-1]
+    return [
+        *graph,
+        *traced,
+        *((frame.filename, frame.lineno) for frame in stack),
+        *python,
+        *reversed(script),
+        *([] if script else made),
+    ]
 
 
-def _known(error: BaseException) -> _Known | None:
-    text = f"{type(error).__name__}: {error}"
-    return next((known for known in _KNOWN if re.search(known.pattern, text)), None)
-
-
-def _shorten(error: BaseException, limit: int) -> str:
+def shorten(error: BaseException, limit: int) -> str:
     """The exception's text without stacks, overloads and what it says to its own authors."""
     text = _OVERLOADS.sub(_expectations, _ANSI.sub("", str(error)).strip() + "\n")
     behind = _BEHIND_STACK.search(text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from pytest_torchexport.outcome import Location
 from pytest_torchexport.subject.code_names import matcher
@@ -39,13 +40,20 @@ _INSTALLED = ("site-packages", "dist-packages")
 def is_users(filename: str) -> bool:
     """Whether a file holds code that the user can act on: it is no part of torch, an exporter or Python itself."""
     if filename.startswith("<"):
-        # What was typed at a prompt or in a notebook is kept there; generated code (of a dataclass, say) is not.
-        return filename in linecache.cache
+        # What was typed at a prompt or in a notebook is kept there; generated code (of a dataclass, say) is not, but
+        # for that of torch.fx.
+        return filename in linecache.cache and not filename.startswith("<eval_with_key>")
     path = Path(filename)
     installed = next((i for i, part in enumerate(path.parts) if part in _INSTALLED), None)
     if installed is not None:
         return path.parts[installed + 1] not in MACHINERY and not filename.startswith(_ROOTS[1])
-    return not filename.startswith(_ROOTS)
+    return not filename.startswith((*_ROOTS, _generated()))
+
+
+@functools.cache
+def _generated() -> str:
+    """The folder into which Inductor writes the code that it generates."""
+    return cache_dir()
 
 
 def is_installed(filename: str) -> bool:
