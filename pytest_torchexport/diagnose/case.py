@@ -56,6 +56,7 @@ class Case:
         trial: the input, with what eager did.
         record: what the program did.
         leaves: what differs.
+        others: further failing inputs, with what the program did on each.
         left: runs of eager that may still be made.
     """
 
@@ -67,6 +68,7 @@ class Case:
     trial: Trial
     record: Record
     leaves: Sequence[Leaf]
+    others: Sequence[tuple[Trial, Record]] = ()
     left: int = field(default=RUNS)
 
     def eager(

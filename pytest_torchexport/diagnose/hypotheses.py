@@ -19,6 +19,7 @@ from pytest_torchexport.diagnose.other_runs import (
     own_ways,
 )
 from pytest_torchexport.diagnose.other_values import cut_gradients, precision, same_values, swapped_outputs
+from pytest_torchexport.diagnose.reduced_precision import reduced_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,6 +38,7 @@ _HYPOTHESES: tuple[Callable[[Case], Iterable[Clue]], ...] = (
     own_ways,
     inside,
     precision,
+    reduced_precision,
 )
 """In the order in which they are tried: what costs nothing first."""
 

@@ -171,8 +171,9 @@ def _first_special(case: Case, ours: _Seen, theirs: _Seen | None) -> Iterator[Cl
             continue
         mine = ours.special.get(kind)
         other = theirs.special.get(kind) if theirs is not None else None
-        if mine is not None and other is None:
-            yield Clue((Evidence(f"in eager, {mine} makes {kind} first", mine.location),))
-        elif mine is None and other is not None:
+        if mine is not None:
+            too = f"; so does {other} in the exported program" if other is not None else ""
+            yield Clue((Evidence(f"in eager, {mine} makes {kind} first{too}", mine.location),))
+        elif other is not None:
             text = f"in the exported program, {other} makes {kind}; eager makes none on this input"
             yield Clue((Evidence(text, other.location),))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.compare.tree import as_tensor, pair
+from pytest_torchexport.subject import containers
+from pytest_torchexport.subject.output import FlatOutput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +36,7 @@ def explains(expected: Sequence[Any], guess: Sequence[Any], actual: Sequence[Any
         return False
     told = False
     for ours, supposed, theirs in zip(expected, guess, actual, strict=True):
-        wanted = dict(tensors(ours, ours, structure))
+        wanted = dict(tensors(ours))
         pairs = pair(supposed, theirs, structure)
         if pairs.problems:
             return False
@@ -50,9 +52,10 @@ def explains(expected: Sequence[Any], guess: Sequence[Any], actual: Sequence[Any
     return told
 
 
-def tensors(output: Any, like: Any, structure: Structure) -> Iterator[tuple[str, torch.Tensor]]:
-    """Eager's leaves that are numbers, by path."""
-    for path, leaf, _ in pair(output, like, structure).leaves:
+def tensors(output: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The leaves of an output that are numbers, by path."""
+    found = output.values if isinstance(output, FlatOutput) else output
+    for path, leaf in containers.leaves(found, "output"):
         tensor = as_tensor(leaf)
         if tensor is not None:
             yield path, tensor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.diagnose.case import Clue
-from pytest_torchexport.diagnose.likeness import explains
+from pytest_torchexport.diagnose.likeness import explains, is_like, tensors
 from pytest_torchexport.outcome import Cause, Evidence
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import rebind
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.diagnose.case import Case
     from pytest_torchexport.subject.call import Call
+    from pytest_torchexport.subject.run import Record
 
 _TRACED = 3
 """Runs of the model that an exporter may have made before it read the state."""
@@ -42,8 +43,8 @@ def other_mode(case: Case) -> Iterator[Clue]:
         record = case.eager(program=_in_other_mode(model, chosen))
         if case.explained_by(record):
             now, other = ("training", "eval") if model.training else ("eval", "training")
-            what = "" if len(chosen) > len(norms) else f"{type(norms[0]).__name__} in "
-            text = f"the exported program does what eager does with {what}{other} mode; the model is in {now} mode"
+            what = "" if len(chosen) > len(norms) else f"with {type(norms[0]).__name__} "
+            text = f"the exported program does what eager does {what}in {other} mode; the model is in {now} mode"
             yield Clue((Evidence(text),), Cause.NUMERIC)
             return
 
@@ -189,6 +190,12 @@ def held_arguments(case: Case) -> Iterator[Clue]:
         if all(path in call and _has_form(value, call[path]) for call in calls)
         and any(not identical(value, call[path]) for call in calls)
     ]
+    if _is_constant(case):
+        text = (
+            "no argument has an effect on the exported program: on every input it gives what eager gives on the example"
+        )
+        yield Clue((Evidence(text),), Cause.BAKED_VALUE)
+        return
     for path in other[:_ARGUMENTS]:
         if case.explained_by(case.eager(_held(case, {path: example[path]}))):
             text = (
@@ -197,9 +204,14 @@ def held_arguments(case: Case) -> Iterator[Clue]:
             )
             yield Clue((Evidence(text),), Cause.BAKED_VALUE)
             return
-    if len(other) > 1 and case.explained_by(case.eager(_held(case, {path: example[path] for path in other}))):
-        text = "no argument has an effect on the exported program: it gives what eager gives on the example"
-        yield Clue((Evidence(text),), Cause.BAKED_VALUE)
+
+
+def _is_constant(case: Case) -> bool:
+    """Whether the program gave eager's output on the example wherever it failed, at least twice."""
+    example = case.reference.trials[0].record.outputs
+    both = [(trial.record, record) for trial, record in ((case.trial, case.record), *case.others)]
+    runs = [(ours, theirs) for ours, theirs in both if ours.error is None and theirs.error is None][:_CALLS]
+    return len(runs) > 1 and all(explains(o.outputs, example, t.outputs, case.structure) for o, t in runs)
 
 
 def _leaves(case: Case, call: Call) -> Iterator[tuple[str, Any]]:
@@ -223,28 +235,42 @@ def own_ways(case: Case) -> Iterator[Clue]:
     """Whether the program gives something else when it runs again: random numbers, or memories of earlier inputs."""
     if not case.left:
         return
-    again = case.program.run(case.trial)
-    if again.error is not None:
+    first, again = _after_another(case), case.program.run(case.trial)
+    if first.error is not None or again.error is not None:
         return
-    if _same(case, again.outputs, case.record.outputs):
+    if _same(case, first.outputs, case.record.outputs) and _same(case, again.outputs, first.outputs):
         other = case.program.run(case.trial, seed=1)
         if other.error is None and not _same(case, other.outputs, again.outputs):
             text = "the exported program draws random numbers, eager does not: with another seed it gives other values"
             yield Clue((Evidence(text),), Cause.NUMERIC)
         return
-    third = case.program.run(case.trial)
-    if third.error is None and _same(case, third.outputs, again.outputs):
-        text = (
-            "the exported program keeps something of earlier runs: the same input gave other values when it ran again"
-        )
+    last = _after_another(case)
+    if last.error is None and _same(case, last.outputs, first.outputs):
+        text = "the exported program keeps something of earlier runs: what it gives depends on the input before"
     else:
-        text = "the exported program gives other values in each run: random numbers, or memory that was never written"
+        text = (
+            "the exported program gives other values in each run: random numbers, something that it keeps from run to "
+            "run, or memory that was never written"
+        )
     yield Clue((Evidence(text),), Cause.NUMERIC)
 
 
+def _after_another(case: Case) -> Record:
+    """What the program does on the input after it ran on another one."""
+    trials = [trial for trial in case.reference.trials if trial is not case.trial and trial.record.error is None]
+    if trials:
+        case.program.run(trials[-1])
+    return case.program.run(case.trial)
+
+
 def _same(case: Case, one: list[Any], other: list[Any]) -> bool:
-    """Whether two runs of the program part by less than a small part of its difference from eager."""
-    return explains(case.trial.record.outputs, one, other, case.structure)
+    """Whether two runs of the program part by no more than a small part of its difference from eager."""
+    return all(
+        any(expected is not None and is_like(mine, theirs, expected) for expected in (wanted.get(path), mine))
+        for ours, first, second in zip(case.trial.record.outputs, one, other, strict=True)
+        for wanted in [dict(tensors(ours))]
+        for (path, mine), (_, theirs) in zip(tensors(first), tensors(second), strict=True)
+    )
 
 
 def _times(count: int) -> str:

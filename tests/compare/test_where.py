@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def said(actual: torch.Tensor, expected: torch.Tensor = X) -> str:
     return where(bad, expected, actual)
 
 
-def at(index: tuple[object, ...]) -> torch.Tensor:
+def at(index: Any) -> torch.Tensor:
     """The tensor with other values at the index."""
     mask = torch.zeros_like(X, dtype=torch.bool)
     mask[index] = True
@@ -43,7 +43,7 @@ def at(index: tuple[object, ...]) -> torch.Tensor:
         ((slice(None), [1, 4, 6]), "indices 1, 4, 6 of axis 1 (of 8), all elements there"),
     ],
 )
-def test_places(index: tuple[object, ...], places: str) -> None:
+def test_places(index: Any, places: str) -> None:
     assert said(at(index)) == places
 
 
@@ -67,7 +67,7 @@ def test_scattered_elements() -> None:
         (lambda x: -x, "each has the opposite sign"),
         (lambda x: x + 0.25, "each is 0.25 more than eager's"),
         (lambda x: x.clamp(-1, 1), "eager's values are cut off at -1 and 1"),
-        (lambda x: x.relu(), "gives 0 at each of them (eager's values are cut off at 0)"),
+        (lambda x: x.relu(), "eager's values are cut off at 0"),
         (lambda x: x.transpose(2, 3), "the axes in the order 0, 1, 3, 2"),
         (lambda x: x.permute(0, 2, 3, 1).reshape(x.shape), "another memory layout (axes in the order 0, 2, 3, 1)"),
         (lambda x: x.flip(1), "axis 1 reversed"),
@@ -82,6 +82,15 @@ def test_scattered_elements() -> None:
 )
 def test_how_the_values_relate(change: Callable[[torch.Tensor], torch.Tensor], fact: str) -> None:
     assert fact in said(change(X))
+
+
+def test_constant_values() -> None:
+    assert said(torch.zeros_like(NOISE), NOISE) == "all 4096 elements; the exported program gives 0 at each of them"
+    assert (
+        said(torch.arange(5) % 256, torch.arange(5) + 256).endswith("modulo 2**16: it overflowed in 16 bits") is False
+    )
+    wide = torch.arange(1, 40) * 10_000
+    assert said(wide.short().long(), wide).endswith("each is eager's modulo 2**16: it overflowed in 16 bits")
 
 
 def test_unlimited_values() -> None:
