@@ -142,7 +142,6 @@ class _ScriptExported(Exported):
             owner = self._prefix.removesuffix(".")
             return steps(self._loaded, lambda program: self._call(program, args, kwargs), owner=owner)
         finally:
-            self.reset()
             self.write_state(before)
 
     def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
