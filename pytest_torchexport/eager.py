@@ -10,7 +10,7 @@ import torch
 from pytest_torchexport.backends.base import Structure
 from pytest_torchexport.compare.noise import RoundingNoise
 from pytest_torchexport.compare.records import SecondOpinion, compare_records, named_leaves
-from pytest_torchexport.compare.rerun import Eager
+from pytest_torchexport.compare.rerun import Eager, Known
 from pytest_torchexport.compare.tolerance import Rules, Tolerance
 from pytest_torchexport.outcome import Leaf
 from pytest_torchexport.subject import containers, source
@@ -303,5 +303,5 @@ def _rerunning(
         calls = tuple(call.place(plan.device, dtype) for call in trial.calls)
         return eager_run(plan, snapshot, reference, calls, mode=mode, program=program)
 
-    ways = None if program is not None or reference.decides else reference.ways
-    return Eager(rerun, leaves, lambda: parameters(plan.model).values(), ways)
+    known = reference.known if program is None else Known()
+    return Eager(rerun, leaves, lambda: parameters(plan.model).values(), known, reference.decides)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.compare.records import StateView
+from pytest_torchexport.compare.rerun import Known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from pytest_torchexport.branches.observation import Taken
     from pytest_torchexport.branches.sites import Site
     from pytest_torchexport.compare.noise import RoundingNoise
-    from pytest_torchexport.compare.path import Path
     from pytest_torchexport.outcome import BranchCoverage
     from pytest_torchexport.subject.call import Call
     from pytest_torchexport.subject.run import Record
@@ -54,7 +54,7 @@ class Reference:
         buffers: names of the registered buffers in it.
         notes: what the reference leaves unchecked, as (what, why).
         coverage: which branches the inputs took; None where they were not observed.
-        ways: eager's ways through the model by those of runs in double precision, for models that decide nothing.
+        known: what measurements of rounding noise found out about the model.
         reuses_memory: eager returns the same memory from each run, so that every output has to be copied at once.
     """
 
@@ -67,7 +67,7 @@ class Reference:
     notes: list[tuple[str, str]] = field(default_factory=list)
     reuses_memory: bool = False
     coverage: BranchCoverage | None = None
-    ways: dict[Path, Path] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
     @property
     def decides(self) -> bool:

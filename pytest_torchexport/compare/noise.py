@@ -278,18 +278,19 @@ class RoundingNoise:
     @staticmethod
     def _in_double(eager: Eager) -> tuple[Record, Path]:
         """The run in double precision, and eager's own way."""
-        if eager.ways:
-            record, way, decides = in_double(eager)
-            if record.error is None and not decides and way in eager.ways:
-                return record, eager.ways[way]
+        ways = eager.known.ways
+        if ways and not eager.decides:
+            record, way, takes_values = in_double(eager)
+            if record.error is None and not takes_values and way in ways:
+                return record, ways[way]
         watch = Watch()
         eager.rerun(watch)
-        record, way, decides = in_double(eager)
+        record, way, takes_values = in_double(eager)
         if record.error is None and way != watch.computed:
             # It overflows in float32, say; or the code asks for the dtype.
             return Record(error=NoDouble("in double precision the model takes another branch")), watch.path
-        if eager.ways is not None and not decides:
-            eager.ways[way] = watch.path
+        if record.error is None and not takes_values:
+            ways[way] = watch.path
         return record, watch.path
 
     def _forget_draws(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,6 +24,19 @@ class Rerun(Protocol):
         """The record of a run under the mode, with floating arguments in the dtype if one is given."""
 
 
+@dataclass
+class Known:
+    """What runs of a model showed, so that it need not be found out again on the next input.
+
+    Attributes:
+        ways: eager's way, by that of the run in double precision.
+        compares_dtypes: the run in double precision needs all parameters in it.
+    """
+
+    ways: dict[Path, Path] = field(default_factory=dict)
+    compares_dtypes: bool = False
+
+
 @dataclass(frozen=True)
 class Eager:
     """How to run eager again on one input, and to read what it did.
@@ -32,29 +45,31 @@ class Eager:
         rerun: runs it under a mode.
         leaves: the leaves of a record, by the paths that `compare_records` uses.
         parameters: the model's parameters.
-        ways: where the model decides nothing by values: eager's way, by that of the run in double precision. A run
-            that was seen on another input need not be made again to know it. None where it decides.
+        known: what earlier runs of the model showed.
+        decides: values may decide on the model's way, as far as is known.
     """
 
     rerun: Rerun
     leaves: Callable[[Record], Mapping[str, Any]]
     parameters: Callable[[], Iterable[torch.nn.Parameter]] = tuple
-    ways: dict[Path, Path] | None = None
+    known: Known = field(default_factory=Known)
+    decides: bool = True
 
 
 def in_double(eager: Eager) -> tuple[Record, Path, bool]:
     """What eager does in double precision; the record holds an error where an operator has no such form.
 
-    Parameters are converted where they are read. Code that compares dtypes (recurrent layers do) stumbles over that;
-    it is run again with all parameters converted for the time of the run.
+    Parameters are converted where they are read. Code that compares dtypes (convolutions and recurrent layers do)
+    stumbles over that; it is run again with all parameters converted for the time of the run.
 
     Returns:
         The record; the way that the run takes, which has to be eager's: its results are those of another branch
         otherwise; and whether it takes values out of tensors.
     """
-    mode = InDouble()
+    mode = InDouble(eager.parameters() if eager.known.compares_dtypes else ())
     record = eager.rerun(mode, torch.float64)
-    if record.error is not None:
+    if record.error is not None and not eager.known.compares_dtypes:
         mode = InDouble(eager.parameters())
         record = eager.rerun(mode, torch.float64)
+        eager.known.compares_dtypes = record.error is None
     return record, mode.computed, mode.decides

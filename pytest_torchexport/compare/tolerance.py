@@ -141,7 +141,7 @@ class Rules:
         for name, one in given.items():
             if not isinstance(name, str) or not isinstance(one, Tolerance):
                 msg = (
-                    f"tolerance={{{name!r}: {one!r}}} is not accepted: the names are strings (an output's path or key, a "
+                    f"tolerance={{{name!r}: {one!r}}} is not accepted: the names are strings (a path, a key, a "
                     f"pattern, or '*'), the values {_EXAMPLE}"
                 )
                 raise UsageError(msg)
