@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.diagnose.frontier import between, follows_from
+from pytest_torchexport.diagnose.frontier import between, follows_from, recovering
 from pytest_torchexport.diagnose.kinds import kind_of
 from pytest_torchexport.outcome import Divergence
 from pytest_torchexport.subject import source
@@ -133,7 +133,7 @@ def _only_program(program: Side, first: int, note: str) -> Divergence:
 
 def _divergence(program: Side, first: int, group: Sequence[int], eager: str, note: str) -> Divergence:
     point = program.points[first]
-    places = sorted({*between(program.points, first), *group} - {first})
+    places = sorted({*between(program.points, first), *_doubted(program, first), *group} - {first})
     inputs = [program.scores[place] for place in point.sources if math.isfinite(program.scores[place])]
     notes = [note] if note else []
     if len(places) > _GROUP:
@@ -149,6 +149,15 @@ def _divergence(program: Side, first: int, group: Sequence[int], eager: str, not
         group=program.named(sorted({*places, first})) if places else (),
         note="; ".join(notes),
     )
+
+
+def _doubted(program: Side, first: int) -> list[int]:
+    """Where something that follows from the first value is in eager: the lost values up to one of which nothing is."""
+    if not recovering(program.points, first):
+        return []
+    following = [place for place in program.parting.lost if follows_from(program.points, place, first)]
+    sure = next((n for n, place in enumerate(following) if not recovering(program.points, place)), len(following))
+    return following[: sure + 1]
 
 
 def _apart(one: Point, other: Point) -> bool:

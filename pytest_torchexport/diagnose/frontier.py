@@ -1,4 +1,4 @@
-"""Where two computations part: the first value of each that the other does not have, and what lies behind it."""
+"""Where two computations part: the first values of one that the other does not have, and what follows from them."""
 
 from __future__ import annotations
 
@@ -47,63 +47,58 @@ class Parting:
     """What one computation shows of the place where the two part.
 
     Attributes:
-        roots: the lost values that follow from no lost one.
-        lost: all of them that lead to where the results differ, in order: alone, and nothing that follows from them is
-            shared again.
+        lost: the values that the other computation lacks and that reach a result that differs by a way on which it
+            lacks everything, in order.
+        roots: those of them that follow from no other.
     """
 
-    roots: list[int] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
+    roots: list[int] = field(default_factory=list)
 
 
 def part(points: Sequence[Point], targets: Iterable[int]) -> Parting:
     """Find where a computation leaves what it shares with the other one.
 
+    A value that the other computation lacks is no sign of a difference by itself: the same can be computed in other
+    steps. It is one if nothing shared stands between it and a result that differs.
+
     Args:
         points: its values, each after its sources.
-        targets: the values that are known to differ; only what leads to them counts.
+        targets: the results that differ; without any, all values that nothing else is computed from.
     """
-    recovers = _recovers(points)
-    leading = _leading(points, targets)
-    lost: set[int] = set()
-    found = Parting()
+    chosen = set(targets) or set(range(len(points))) - {source for point in points for source in point.sources}
+    reaches = [False] * len(points)
+    for place in range(len(points) - 1, -1, -1):
+        reaches[place] = (reaches[place] or place in chosen) and points[place].state is not State.SHARED
+        if reaches[place]:
+            for source in points[place].sources:
+                reaches[source] = True
+    found, lost = Parting(), set()
     for place, point in enumerate(points):
         follows = any(source in lost for source in point.sources)
-        if point.state is State.SILENT and follows:
-            lost.add(place)
-        if point.state is not State.ALONE or recovers[place] or place not in leading or (point.weak and not follows):
+        if not reaches[place] or (not follows and (point.weak or point.state is State.SILENT)):
             continue
         lost.add(place)
-        found.lost.append(place)
-        if not follows:
-            found.roots.append(place)
+        if point.state is State.ALONE:
+            found.lost.append(place)
+            if not follows:
+                found.roots.append(place)
     return found
 
 
-def _recovers(points: Sequence[Point]) -> list[bool]:
-    """Of each value, whether something that follows from it is shared."""
-    recovers = [False] * len(points)
-    for place in range(len(points) - 1, -1, -1):
-        if points[place].state is State.SHARED or recovers[place]:
-            for source in points[place].sources:
-                recovers[source] = True
-    return recovers
-
-
-def _leading(points: Sequence[Point], targets: Iterable[int]) -> set[int]:
-    """All that a target follows from, and the targets."""
-    leading: set[int] = set()
-    pending = list(targets)
-    while pending:
-        place = pending.pop()
-        if place not in leading:
-            leading.add(place)
-            pending.extend(points[place].sources)
-    return leading
+def recovering(points: Sequence[Point], place: int) -> bool:
+    """Whether something that follows from a value is shared."""
+    following = {place}
+    for later in range(place + 1, len(points)):
+        if not following.isdisjoint(points[later].sources):
+            if points[later].state is State.SHARED:
+                return True
+            following.add(later)
+    return False
 
 
 def between(points: Sequence[Point], place: int) -> list[int]:
-    """The values between the last shared ones and a place: alone, though something that follows from them is shared."""
+    """The values between the last shared ones and a place that are alone."""
     found: set[int] = set()
     pending = list(points[place].sources)
     while pending:
@@ -116,4 +111,13 @@ def between(points: Sequence[Point], place: int) -> list[int]:
 
 def follows_from(points: Sequence[Point], place: int, root: int) -> bool:
     """Whether one value is computed from another."""
-    return root in _leading(points, [place])
+    seen: set[int] = set()
+    pending = [place]
+    while pending:
+        at = pending.pop()
+        if at == root:
+            return True
+        if at not in seen:
+            seen.add(at)
+            pending.extend(source for source in points[at].sources if source >= root)
+    return False

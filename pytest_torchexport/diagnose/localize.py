@@ -232,8 +232,7 @@ class _Watched:
 
     def side(self, targets: Sequence[int]) -> Side:
         """The program's side of the parting."""
-        chosen = targets or [place for place, point in enumerate(self.points) if point.state is State.ALONE]
-        return Side(self.points, part(self.points, chosen), self.names, self.scores)
+        return Side(self.points, part(self.points, targets), self.names, self.scores)
 
 
 def _own(eager: _Eager, shared: set[int], differing: Sequence[torch.Tensor]) -> Side:
