@@ -11,15 +11,15 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch._dynamo as dynamo
 
-from pytest_torchexport.backends import torch_warnings
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, choose, expect
+from pytest_torchexport.backends import recipes, torch_warnings
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, choose, expect
 from pytest_torchexport.backends.dynamo_log import DynamoLog
 from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.outcome import NotChecked
@@ -156,6 +156,7 @@ class Compiled(Exported):
         super().__init__()
         dynamo.reset()
         self._model = request.model
+        self._request = request
         self._options = backend
         self._dynamic_shapes = request.dynamic_shapes if backend.dynamic is None else None
         self._counting = _Counting(backend.backend, _compiler(backend))
@@ -208,6 +209,18 @@ class Compiled(Exported):
     def parameters(self) -> dict[str, torch.Tensor]:
         """The parameters of the user's own modules."""
         return dict(parameters(self._model))
+
+    def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
+        """There is no file: what torch.export captures of the model for these calls is written, and compiled again."""
+        settings = {
+            name: getattr(self._options, name) for name in ("backend", "mode", "dynamic", "fullgraph", "options")
+        }
+        made = recipes.compiling(settings)
+        try:
+            return _captured(replace(self._request, example=calls[0].clone()), folder, made)
+        except Exception as error:  # noqa: BLE001 torch.export refuses much that torch.compile takes
+            first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+            return Recipe("", model=made, note=f"torch.export does not capture the model ({first[:120]})")
 
     def close(self) -> None:
         """Drop the compiled code: it hangs on the code objects of the user's functions, not on this object."""
@@ -287,6 +300,29 @@ class Compiled(Exported):
         if self._counting.graphs:
             return f"no compiled graph of {name} ran in this call: this path through it ran in eager"
         return f"torch.compile found no tensor operation in {name} to compile"
+
+
+def _captured(request: ExportRequest, folder: Path, made: str) -> Recipe:
+    """What torch.export captures, in a file, and the source that compiles it."""
+    from pytest_torchexport.backends import torch_export  # noqa: PLC0415 it imports this module
+
+    weights = sum(tensor.nbytes for tensor in parameters(request.model).values())
+    if weights > _LARGEST:
+        msg = f"its weights have {weights / 2**30:.1f} GiB"
+        raise ValueError(msg)
+    with torch_warnings.shown():
+        captured = torch_export.capture(request)
+        assert captured.program is not None
+        imports, needs = recipes.classes(captured.program.module())
+        path = folder / "artifact" / "captured.pt2"
+        path.parent.mkdir(exist_ok=True)
+        torch.export.save(captured.program, path)
+    arrange = functools.partial(captured.convention.arrange, checked=False)
+    return Recipe(imports + recipes.compiled(made), arrange, needs, file="artifact/captured.pt2", model=made)
+
+
+_LARGEST = 2**30
+"""Bytes: weights that are larger are not written into a captured form."""
 
 
 def _compiler(backend: Compile) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ def torch_export(module: torch.nn.Module) -> tuple[str, tuple[str, ...]]:
     Args:
         module: the loaded program.
     """
-    imports, needs = _classes(module)
+    imports, needs = classes(module)
     source = f'''{imports}
 def load(path, device):
     """The program that torch.export saved."""
@@ -45,13 +45,13 @@ def module_state(prefix: str) -> str:
     Args:
         prefix: what its names have in front of the user's, with a dot; or nothing.
     """
-    name = f"{prefix!r} + name" if prefix else "name"
+    name = f"({prefix!r} + name)" if prefix else "name"
     stripped = f"name.removeprefix({prefix!r})" if prefix else "name"
     return f'''
 
 def state(program, name):
     """An entry of the program's state."""
-    owner, _, attribute = ({name}).rpartition(".")
+    owner, _, attribute = {name}.rpartition(".")
     return getattr(program.get_submodule(owner), attribute)
 
 
@@ -61,7 +61,7 @@ def parameters(program):
 '''
 
 
-def _classes(module: torch.nn.Module) -> tuple[str, tuple[str, ...]]:
+def classes(module: torch.nn.Module) -> tuple[str, tuple[str, ...]]:
     """Imports of the classes that the program's arguments and outputs are made of, and what they are.
 
     torch.export does not load a file with classes that were not registered before, which their modules do.
@@ -140,7 +140,29 @@ def state(program, name):
 '''
 
 
-def compiled(options: Mapping[str, Any]) -> str:
-    """`torch.compile(program, ...)` with the options that differ from its own defaults."""
-    given = "".join(f", {name}={value!r}" for name, value in options.items() if value not in (None, False))
-    return f"torch.compile(program{given})"
+def compiled(made: str) -> str:
+    """What makes a source of `torch_export` one that compiles the program; `made` is an expression with `model`."""
+    return f'''
+
+def load(path, device):
+    """The model as torch.export captured it, compiled as in the check."""
+    model = torch.export.load(path).module()
+    return {made}
+
+
+def state(program, name):
+    """An entry of the program's state."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(program._orig_mod.get_submodule(owner), attribute)
+
+
+def parameters(program):
+    """The program's parameters."""
+    return dict(program._orig_mod.named_parameters())
+'''
+
+
+def compiling(options: Mapping[str, Any]) -> str:
+    """`torch.compile(model, ...)` with the options that differ from its own defaults."""
+    given = "".join(f", {name}={value!r}" for name, value in options.items() if value not in (None, False, "inductor"))
+    return f"torch.compile(model{given})"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.diagnose import rebuild, standalone
+from pytest_torchexport.diagnose import rebuild, script, standalone
 from pytest_torchexport.diagnose.spell import CannotSpell, Speller
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.equality import identical
@@ -29,7 +29,7 @@ NAME = "test_repro.py"
 
 @dataclass(frozen=True)
 class Ready:
-    """What the test is made of: the outcome's first line, the check, and the input; none where the export is refused."""
+    """What the test is made of: the outcome's first line, the check, the input; none where the export is refused."""
 
     title: str
     plan: Plan
@@ -59,7 +59,9 @@ def write(ready: Ready, kept: Kept) -> dict[str, Any]:
     made = rebuild.construction(plan.model)
     state = rebuild.keep_state(plan.model, kept)
     (kept.folder / NAME).write_text(_source(ready, speller, call, made, state=state), encoding="utf-8")
-    line = f"as a test: pytest {kept.folder / NAME}"
+    if (kept.folder / script.NAME).exists():
+        return {}
+    line = f"reproduce: pytest {kept.folder / NAME}"
     return {"message": line if made.expression else f"{line} (fill in how the model is made: {made.why})"}
 
 

@@ -7,7 +7,6 @@ import site
 import sys
 import sysconfig
 import types
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from pytest_torchexport.subject.equality import identical
 from pytest_torchexport.subject.run import fixed_rng
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pytest_torchexport.diagnose.keep import Kept
 

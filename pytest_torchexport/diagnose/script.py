@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import json
 import re
 import runpy
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,8 @@ def write(shown: Shown, kept: Kept) -> dict[str, Any]:
     recipe = shown.exported.reproduction(shown.calls, kept.folder)
     if recipe is None:
         return {}
+    if recipe.model and not recipe.file:
+        return _on_the_model(shown, kept, recipe, recipe.note)
     script = kept.folder / NAME
     try:
         text = _source(shown, kept, recipe)
@@ -111,11 +113,10 @@ def write(shown: Shown, kept: Kept) -> dict[str, Any]:
     script.write_text(text, encoding="utf-8")
     note = recipe.note
     if recipe.model:
-        survives = _run(script, shown.plan.device) if shown.seconds <= _SECONDS else None
-        if survives is None:
-            note = "it was not tried whether the difference survives in the captured form"
-        elif not survives:
-            return _on_the_model(shown, kept, recipe)
+        survives = _shows(script, shown) if shown.seconds <= _SECONDS else None
+        if survives is False:
+            return _on_the_model(shown, kept, recipe, "the difference does not survive in a captured form")
+        note = "" if survives else "it was not tried whether the difference survives in the captured form"
     return {"reproduction": str(script), "message": _line(script, note)}
 
 
@@ -123,11 +124,11 @@ def _line(script: Path, note: str = "") -> str:
     return f"reproduce: python {script}" + (f"\n  ({note})" if note else "")
 
 
-def _on_the_model(shown: Shown, kept: Kept, recipe: Recipe) -> dict[str, Any]:
+def _on_the_model(shown: Shown, kept: Kept, recipe: Recipe, why: str) -> dict[str, Any]:
     """The script for a difference that only the model itself shows: it makes the model from its own source."""
-    for name in filter(None, [recipe.file]):
-        (kept.folder / name).unlink(missing_ok=True)
-    note = "the difference does not survive torch.export, so the script makes the model from its source"
+    if recipe.file:
+        (kept.folder / recipe.file).unlink(missing_ok=True)
+    note = f"{why}, so the script makes the model from its source"
     made = rebuild.construction(shown.plan.model)
     state = rebuild.keep_state(shown.plan.model, kept)
     example = _spelled(kept, "example", [shown.plan.example], shown)
@@ -161,23 +162,30 @@ def parameters(program):
     return dict(program._orig_mod.named_parameters())
 '''
     if made.expression is None:
-        note += f": put its construction there ({made.why})"
+        note += f": fill in make_model() ({made.why})"
     needs = tuple(f"{home} (the model's source)" for home in made.homes)
     own = Recipe(source, needs=needs, note=note)
     script = kept.folder / NAME
     kept.finish()
     script.write_text(_source(shown, kept, own), encoding="utf-8")
+    if made.expression is not None and shown.seconds <= _SECONDS and _shows(script, shown) is False:
+        note += ". It did not show when the script was tried"
     return {"reproduction": str(script), "message": _line(script, note)}
 
 
-def _run(script: Path, device: torch.device) -> bool | None:
-    """Whether the script shows the difference here and now; None if it cannot be run."""
+def _shows(script: Path, shown: Shown) -> bool | None:
+    """Whether the script shows the difference here and now, in the way that the check did; None if it cannot be run."""
     printed = io.StringIO()
+    torch._dynamo.reset()
     try:
-        with quiet(), fixed_rng(0, device), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            return bool(runpy.run_path(str(script), run_name="repro")["main"]())
+        with quiet(), fixed_rng(0, shown.plan.device), redirect_stdout(printed), redirect_stderr(printed):
+            found = runpy.run_path(str(script), run_name="repro")["main"]()
     except Exception:  # noqa: BLE001 what it shows is for the person who runs it
         return None
+    finally:
+        torch._dynamo.reset()
+    raises = "the program raises" in printed.getvalue()
+    return bool(found) and raises == (shown.finding.raised is not None)
 
 
 # --- the script -----------------------------------------------------------------------------------------------------
@@ -187,31 +195,27 @@ def _source(shown: Shown, kept: Kept, recipe: Recipe) -> str:
     spelled, imports = _calls(shown, kept, recipe)
     expected, also = _expected(shown, kept)
     artifact = recipe.file or (kept.artifact.relative_to(kept.folder).as_posix() if kept.artifact is not None else "")
-    lines = [*imports, *also]
-    facts = ["HERE = Path(__file__).resolve().parent", f'DEVICE = "{shown.plan.device}"']
-    calls = "".join(
-        _function(f"call_{index}", text, what="input", index=index) for index, text in enumerate(spelled, 1)
-    )
-    eager = "".join(
-        _function(f"eager_{index}", text, what="eager", index=index) for index, text in enumerate(expected, 1)
-    )
-    return "\n".join(
+    calls = "".join(_function(f"call_{n}", text, what="input", index=n) for n, text in enumerate(spelled, 1))
+    eager = "".join(_function(f"eager_{n}", text, what="eager", index=n) for n, text in enumerate(expected, 1))
+    machinery, body = _machinery()
+    text = "\n".join(
         [
             _docstring(shown, recipe, artifact),
-            "",
             "import sys",
-            *sorted(lines),
-            _machinery(),
+            *sorted({*imports, *also}),
+            machinery,
+            "HERE = Path(__file__).resolve().parent",
+            f'DEVICE = "{shown.plan.device}"',
             "",
-            "# --- this failure " + "-" * 100,
-            "",
-            *facts,
-            recipe.source.strip("\n"),
+            recipe.source,
             calls,
             eager,
+            "\n# --- how it is run and compared " + "-" * 86 + "\n\n",
+            body,
             _main(shown, kept, recipe, artifact, len(spelled), len(expected)),
         ]
     )
+    return re.sub(r"\n{4,}", "\n\n\n", text)
 
 
 def _docstring(shown: Shown, recipe: Recipe, artifact: str) -> str:
@@ -222,14 +226,15 @@ def _docstring(shown: Shown, recipe: Recipe, artifact: str) -> str:
     return (
         f'"""{title}\n\n{loads} it on the failing input (input.npz), and compares with what eager gave (eager.npz).\n'
         f"Exit code 1 while the difference is there, 0 when it is gone.\n\n"
-        f'Needs {", ".join(needs)}.{note}\n"""'
+        f'Needs {", ".join(needs)}.{note}\n"""\n\nfrom __future__ import annotations\n'
     )
 
 
-def _machinery() -> str:
-    source = inspect.getsource(standalone)
-    _, _, rest = source.partition("from __future__ import annotations\n")
-    return rest.strip("\n") + "\n"
+def _machinery() -> tuple[str, str]:
+    """The imports of the module that is copied into the script, and the rest of it."""
+    _, _, rest = inspect.getsource(standalone).partition("from __future__ import annotations\n")
+    imports, start, body = rest.partition("class Kept:")
+    return imports.strip("\n") + "\n", start + body.rstrip()
 
 
 def _function(name: str, text: str, *, what: str, index: int) -> str:
@@ -296,7 +301,12 @@ if __name__ == "__main__":
 
 def _facts(shown: Shown, kept: Kept, recipe: Recipe) -> Iterator[tuple[str, str]]:
     """What else the check is made of, as source by the names of `Check`."""
-    failed = {leaf.path: (tuple(leaf.index), _number(leaf.allowed)) for leaf in shown.finding.leaves if leaf.elements}
+    # What is allowed is an error against float64, from which eager itself is off as well.
+    failed = {
+        leaf.path: (tuple(leaf.index), _number(leaf.allowed + leaf.eager_error))
+        for leaf in shown.finding.leaves
+        if leaf.elements
+    }
     rows = "".join(f"            {path!r}: ({index!r}, {allowed}),\n" for path, (index, allowed) in failed.items())
     yield "failed", "{\n" + rows + "        }" if rows else "{}"
     yield "structure", repr(str(shown.structure))
@@ -357,5 +367,5 @@ def _states(shown: Shown, kept: Kept) -> Iterator[tuple[str, str]]:
         if path in kept.keys["eager"] and isinstance(value, torch.Tensor):
             yield path, f"lambda eager: eager({kept.keys['eager'][path]!r})"
         elif path.removeprefix("state ") in state:
-            with contextlib.suppress(CannotSpell):
+            with suppress(CannotSpell):
                 yield path, f"lambda eager: {Speller(lambda _: None).spell(value)}"

@@ -83,14 +83,11 @@ class Speller:
             return f"complex({self._scalar(value.real)}, {self._scalar(value.imag)})"
         if type(value) in _PLAIN:
             return repr(value)
-        if isinstance(value, torch.device):
-            return f"torch.device('{value}')"
-        if isinstance(value, torch.Size):
-            return f"torch.Size({list(value)})"
-        if isinstance(value, np.ndarray):
-            key = self.key(value)
-            if key is not None:
-                return f"{self.archive}.array({key!r})"
+        if isinstance(value, (torch.device, torch.Size)):
+            return f"torch.Size({list(value)})" if isinstance(value, torch.Size) else f"torch.device('{value}')"
+        key = self.key(value) if isinstance(value, np.ndarray) else None
+        if key is not None:
+            return f"{self.archive}.array({key!r})"
         if isinstance(value, np.generic):
             return f"np.{value.dtype.name}({value.item()!r})"
         return None

@@ -343,7 +343,7 @@ def _rms(wide: torch.Tensor) -> float:
 
 
 def _tolerance(dtype: torch.dtype) -> tuple[float, float]:
-    """rtol and atol of `torch.testing.assert_close`; zeros for whole numbers and flags."""
+    """The rtol and atol of `torch.testing.assert_close`; zeros for whole numbers and flags."""
     if not (dtype.is_floating_point or dtype.is_complex):
         return 0.0, 0.0
     if dtype.itemsize == 1:
