@@ -31,7 +31,7 @@ _MOST = 0.5
 
 
 def reduced_precision(case: Case) -> Iterator[Clue]:
-    """Which lower precision would give differences of this size: the finest that does, and the settings that ask for it.
+    """The finest of the lower precisions that give differences of this size, and the settings that ask for one.
 
     It is no proof, so that it does not become the cause: a constant that is a little off looks alike.
     """

@@ -142,6 +142,9 @@ def totals(records: Iterable[Record]) -> str:
     expected = sum(record["result"] == "xfailed" for record in records)
     parts = [f"{_count(len(records), 'check')}: {found}" + (f" ({expected} expected)" if expected else "")]
     parts.append(f"{_count(sum(len(record['inputs']) for record in records), 'input')} compared")
+    set_by_hand = sum(record["tolerance"].startswith("set") for record in records)
+    if set_by_hand:
+        parts.append(f"tolerance set by hand in {_count(set_by_hand, 'check')}")
     not_checked = sum(len(record["not_checked"]) for record in records)
     if not_checked:
         parts.append(f"{_count(not_checked, 'thing')} not checked (-v lists them)")
@@ -149,7 +152,7 @@ def totals(records: Iterable[Record]) -> str:
 
 
 def details(records: Iterable[Record]) -> list[str]:
-    """For -v: inputs by kind, durations and the not-checked ledger of each check."""
+    """For -v: inputs by kind, durations, a tolerance that is set and the not-checked ledger of each check."""
     lines: list[str] = []
     for record in records:
         if record["durations"]:
@@ -162,6 +165,8 @@ def details(records: Iterable[Record]) -> list[str]:
             )
         else:
             lines.append(f"{record['test']}: {record['message'].splitlines()[0]}")
+        if record["tolerance"].startswith("set"):
+            lines.append(f"  tolerance set by hand: {record['tolerance'].removeprefix('set: ')}")
         # Branches are those of the test, not of one backend: `branches.details` shows them once.
         own = {(entry.what, entry.why) for entry in branches_ledger(branches.coverage_of(record))}
         counted = Counter((entry["what"], entry["why"]) for entry in record["not_checked"])

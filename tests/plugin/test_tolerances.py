@@ -115,6 +115,23 @@ def test_marked(export_check): checked(export_check)
     assert found["test_one[trace:strict=false-cpu]"]["verdict"] == "equivalent"
 
 
+def test_the_summary_says_what_is_set_by_hand(project: Project) -> None:
+    project.test(
+        """
+from pytest_torchexport import Tolerance
+
+@pytest.mark.export_equivalent(backends="trace", tolerance=Tolerance(k=9))
+def test_set(export_check): export_check(linear(), X)
+
+@pytest.mark.export_equivalent(backends="trace")
+def test_free(export_check): export_check(linear(), X)
+"""
+    )
+    project.run("-v").stdout.fnmatch_lines(
+        ["*test_set[[]trace-cpu]: inputs: *", "  tolerance set by hand: k=9", "*tolerance set by hand in 1 check*"]
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
