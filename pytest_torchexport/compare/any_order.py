@@ -31,8 +31,8 @@ def in_order_of(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]
     if not ours[0].numel():
         return actual
     if len(ours) == 1 and dim % expected[0].dim() == ours[0].dim() - 1:
-        places = ours[0].argsort(dim, stable=True).argsort(dim)
-        order = theirs[0].argsort(dim, stable=True).gather(dim, places)
+        places = ours[0].argsort(stable=True, dim=dim).argsort(dim)
+        order = theirs[0].argsort(stable=True, dim=dim).gather(dim, places)
         return [actual[0].gather(dim, order.to(actual[0].device))]
     order = _matched(
         *(

@@ -353,7 +353,8 @@ class RoundingNoise:
         limit = k if seen.made < _DRAWS or reference is None else k * _LAST
         highest = float(score.flatten()[worst])
         signal = float(torch.where(finite, values.ours.abs(), 0.0).max())
-        rms = float(scale[finite].square().mean().sqrt()) if bool(finite.any()) else 0.0
+        # Not of the scale: what is below the smallest normal number need not be noise.
+        rms = float(seen.noise[finite].square().mean().sqrt()) if bool(finite.any()) else 0.0
         ratio = rms / signal if signal else math.inf
         fine = max(values.unit, seen.coarsest) < 1e-5 and self._precision is None
         own = float((values.ours - centre).abs().flatten()[worst])
