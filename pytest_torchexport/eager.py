@@ -52,6 +52,7 @@ def eager_run(
             needs_grad_mode=reference.needs_grad_mode,
             mode=mode,
             clone_all=reference.reuses_memory,
+            writes_arguments=reference.writes_arguments,
         )
         record.state = snapshot.changes()
     finally:
@@ -83,6 +84,9 @@ def first_run(
     first = eager_run(plan, snapshot, reference, example)
     if first.error is not None and not plan.grad and "does not require grad" in str(first.error):
         reference.needs_grad_mode = True
+        first = eager_run(plan, snapshot, reference, example)
+    if first.error is not None and plan.grad and "a leaf Variable that requires grad" in str(first.error):
+        reference.writes_arguments = True
         first = eager_run(plan, snapshot, reference, example)
     if first.error is not None:
         reference.invalid = _raised(plan, first.error)

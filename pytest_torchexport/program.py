@@ -117,6 +117,7 @@ class Program:
             needs_grad_mode=self._reference.needs_grad_mode,
             # Code that rebinds its state may return it: what is returned now is overwritten by the next start.
             clone_all=self._reference.reuses_memory or bool(live),
+            writes_arguments=self._reference.writes_arguments,
         )
         record.state = self._changes()
         return record

@@ -50,6 +50,7 @@ class Reference:
         dropped: number of inputs that are outside of the domain, by reason.
         invalid: why no verdict is possible; None if one is.
         needs_grad_mode: eager needs autograd on, though no gradients are asked for.
+        writes_arguments: eager changes arguments in place, which a leaf of autograd does not allow.
         start: eager's starting state by name.
         buffers: names of the registered buffers in it.
         notes: what the reference leaves unchecked, as (what, why).
@@ -62,6 +63,7 @@ class Reference:
     dropped: Counter[str] = field(default_factory=Counter)
     invalid: str | None = None
     needs_grad_mode: bool = False
+    writes_arguments: bool = False
     start: dict[str, Any] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
     notes: list[tuple[str, str]] = field(default_factory=list)

@@ -275,6 +275,8 @@ def overwrite(tensor: torch.Tensor, value: torch.Tensor) -> None:
             tensor.copy_(value)
         else:
             tensor.data = value.detach().clone()
+        if tensor.grad_fn is not None and not tensor._is_view():
+            tensor.detach_()  # what an earlier run computed it from is no part of the next one
 
 
 def _default(option: dataclasses.Field[Any]) -> Any:

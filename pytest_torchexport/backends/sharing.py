@@ -38,6 +38,17 @@ def share_parameters(loaded: torch.nn.Module, original: torch.nn.Module, *, pref
             setattr(loaded.get_submodule(owner), attribute, first)
 
 
+def free_buffers(loaded: torch.nn.Module) -> None:
+    """Let the buffers be tensors of their own, in the same memory, where a file was read into views.
+
+    A view cannot be detached: what one run computed a buffer from would be part of the next run's gradients.
+    """
+    for part in loaded.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer._is_view():
+                part._buffers[name] = buffer.detach()
+
+
 def _same_memory_will_do(parameter: torch.Tensor, source: torch.Tensor) -> bool:
     if parameter.data_ptr() == source.data_ptr() or source.layout is not torch.strided or source.is_quantized:
         return False

@@ -94,7 +94,7 @@ def _explains(guess: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> 
 
 def _wrapped(ours: torch.Tensor, theirs: torch.Tensor) -> str:
     """Whether integers went over the edge of a narrower type."""
-    for bits in (8, 16, 32):
+    for bits in (8, 16, 32) if len(ours) >= _FEWEST else (32,):
         off = (ours - theirs) / 2.0**bits
         low, high = -(2 ** (bits - 1)), 2**bits
         if bool((off == off.round()).all()) and bool(((theirs >= low) & (theirs < high)).all()):

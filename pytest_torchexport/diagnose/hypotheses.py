@@ -13,6 +13,7 @@ from pytest_torchexport.diagnose.inside import inside
 from pytest_torchexport.diagnose.other_runs import (
     frozen_state,
     held_arguments,
+    lost_no_grad,
     other_mode,
     other_start,
     other_weights,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HYPOTHESES: tuple[Callable[[Case], Iterable[Clue]], ...] = (
     swapped_outputs,
     same_values,
+    lost_no_grad,
     cut_gradients,
     other_start,
     frozen_state,

@@ -231,6 +231,37 @@ def _held(case: Case, values: Mapping[str, Any]) -> Iterator[Call]:
         yield rebind(case.plan.model, call, named, call.kind, call.label)
 
 
+def lost_no_grad(case: Case) -> Iterator[Clue]:
+    """Whether the program has the gradients that eager has without `torch.no_grad()`."""
+    names = [leaf.path for leaf in case.leaves]
+    if not names or not all(name.startswith("gradient of ") for name in names):
+        return
+    record = case.eager(program=_without_no_grad(case.plan.model))
+    ours, theirs = case.trial.record.gradients, case.record.gradients
+    if record.error is None and all(
+        name in record.gradients and name in theirs and is_like(record.gradients[name], theirs[name], ours.get(name))
+        for name in names
+    ):
+        text = "the exported program does not keep torch.no_grad(): eager without it has the program's gradients"
+        yield Clue((Evidence(text),), Cause.NUMERIC)
+
+
+def _without_no_grad(model: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        enter = torch.no_grad.__enter__
+        torch.no_grad.__enter__ = _enter_nothing  # type: ignore[method-assign]
+        try:
+            return model(*args, **kwargs)
+        finally:
+            torch.no_grad.__enter__ = enter  # type: ignore[method-assign]
+
+    return run
+
+
+def _enter_nothing(block: torch.no_grad) -> None:
+    block.prev = torch.is_grad_enabled()
+
+
 def own_ways(case: Case) -> Iterator[Clue]:
     """Whether the program gives something else when it runs again: random numbers, or memories of earlier inputs."""
     if not case.left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,7 @@ def run(
     needs_grad_mode: bool = False,
     mode: contextlib.AbstractContextManager[Any] | None = None,
     clone_all: bool = False,
+    writes_arguments: bool = False,
 ) -> Record:
     """Call the program once per call, each on its own clone of the arguments.
 
@@ -104,6 +106,8 @@ def run(
         needs_grad_mode: run with autograd on although no gradients are asked for (forces from energies).
         mode: entered around the program's own work in each call.
         clone_all: copy every output at once, for a program that hands out memory which it writes to again.
+        writes_arguments: the program changes an argument in place: where gradients are taken, it gets tensors that
+            autograd lets it write to.
 
     Returns:
         The record, without `state`, which the caller reads where it knows the program to keep it.
@@ -115,13 +119,14 @@ def run(
     # Tensors made under the caller's inference_mode could take no part in autograd, and state of theirs not be written.
     with torch.inference_mode(mode=False), fixed_rng(seed, device):
         for index, call in enumerate(sequence):
-            mine = call.clone()
+            mine = given = call.clone()
             try:
                 with torch.set_grad_enabled(parameters is not None or needs_grad_mode):
                     if parameters is not None:
                         _require_grad(mine)
+                        given = _writable(mine) if writes_arguments else mine
                     with mode or contextlib.nullcontext():
-                        output = program(*mine.args, **mine.kwargs)
+                        output = program(*given.args, **given.kwargs)
                         if parameters is not None and index == len(sequence) - 1:
                             record.gradients = gradients(output, mine, parameters, names or [])
                 devices.synchronize(device)
@@ -129,7 +134,7 @@ def run(
                 record.error = error
                 return record
             record.outputs.append(_detached(output, storages, clone_all=clone_all))
-            record.arguments.append(mine)
+            record.arguments.append(given if given is mine else _without_graph(given))
     return record
 
 
@@ -152,8 +157,26 @@ def _detached(output: Any, storages: set[int], *, clone_all: bool) -> Any:
 
 def _require_grad(call: Call) -> None:
     for _, tensor in containers.tensors((call.args, dict(call.kwargs))):
-        if tensor.is_floating_point() and tensor.is_leaf:
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.is_leaf:
             tensor.requires_grad_()
+
+
+def _writable(call: Call) -> Call:
+    """The call with copies that autograd has seen being made: it lets nobody write to a leaf that it tracks."""
+
+    def one(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.requires_grad else leaf
+
+    args, kwargs = containers.rebuild((call.args, dict(call.kwargs)), one)
+    return dataclasses.replace(call, args=args, kwargs=kwargs)
+
+
+def _without_graph(call: Call) -> Call:
+    """The call with its tensors as autograd does not know them, so that no graph is held for it."""
+    args, kwargs = containers.rebuild(
+        (call.args, dict(call.kwargs)), lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+    )
+    return dataclasses.replace(call, args=args, kwargs=kwargs)
 
 
 def gradients(
