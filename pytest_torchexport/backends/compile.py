@@ -21,6 +21,7 @@ import torch._dynamo as dynamo
 from pytest_torchexport.backends import recipes, torch_warnings
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, choose, expect
 from pytest_torchexport.backends.dynamo_log import DynamoLog
+from pytest_torchexport.backends.every_value import give_every_value, steps_of
 from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
@@ -30,7 +31,11 @@ from pytest_torchexport.subject.state import parameters
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_torchexport.backends.base import Step
     from pytest_torchexport.outcome import Location
+
+_LIMIT_OF_STEPS = 256
+"""Compilations of one function that may be made to look inside: those of other backends count too."""
 
 MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -144,6 +149,29 @@ class _Counting:
             self.compiler.reset()
 
 
+class _Listing:
+    """A Dynamo backend around another one, which has the compiled graphs give every value in them."""
+
+    def __init__(self, compiler: Callable[..., Any]) -> None:
+        self.__name__ = "listing"
+        self.compiler = compiler
+        self.steps: list[Step] = []
+        self._graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        own, listed = give_every_value(graph)
+        compiled = self.compiler(graph, inputs)
+        self._graphs += 1
+        prefix = f"{self._graphs}." if self._graphs > 1 else ""
+
+        def run(*args: Any) -> Any:
+            values = compiled(*args)
+            self.steps += steps_of(listed, values[own:], prefix)
+            return values[:own]
+
+        return run
+
+
 class Compiled(Exported):
     """A model behind torch.compile, with the account of what was compiled.
 
@@ -188,6 +216,19 @@ class Compiled(Exported):
             self._calls_without_graph += 1
             self._account()
         return output
+
+    def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
+        """The operators that Dynamo captures, from graphs that are compiled once more so that they give every value."""
+        listing = _Listing(self._counting.compiler)
+        with _attributes_kept(self._model):
+            compiled = torch.compile(
+                self._model, backend=listing, dynamic=self._options.dynamic, fullgraph=self._options.fullgraph
+            )
+        with torch_warnings.shown(), dynamo.config.patch(recompile_limit=_LIMIT_OF_STEPS):
+            if self._dynamic_shapes:
+                mark_dynamic(bind(self._model, Call(args, kwargs)), self._dynamic_shapes)
+            compiled(*args, **kwargs)
+        return iter(listing.steps)
 
     def warm_up(self, request: ExportRequest) -> None:
         """Compile for the example. That nothing could be compiled is for the first call to say."""

@@ -10,7 +10,6 @@ from torch import fx
 
 from pytest_torchexport.backends.base import Step
 from pytest_torchexport.subject import source
-from pytest_torchexport.subject.run import storage_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -74,7 +73,7 @@ def interpret(graph: fx.GraphModule, leaves: Iterable[Any], *, prefix: str = "")
             return
         if node.name == "_guards_fn":
             continue
-        written = _written(node, interpreter.env)
+        written = written_by(node, interpreter.env)
         value = interpreter.run_node(node)
         interpreter.env[node] = value
         if node.op.startswith("call_"):
@@ -82,7 +81,7 @@ def interpret(graph: fx.GraphModule, leaves: Iterable[Any], *, prefix: str = "")
             parts[node.name] = tuple(outputs)
             for used, known in interpreter.env.items():
                 named = named_outputs(used.name, known) if written else {}
-                outputs |= {name: tensor for name, tensor in named.items() if storage_of(tensor) in written}
+                outputs |= {name: tensor for name, tensor in named.items() if memory_of(tensor) in written}
             inputs = dict.fromkeys(
                 name for used in node.all_input_nodes for name in parts.get(used.name, (used.name,))
             )
@@ -91,8 +90,13 @@ def interpret(graph: fx.GraphModule, leaves: Iterable[Any], *, prefix: str = "")
             interpreter.env.pop(used, None)
 
 
-def _written(node: fx.Node, env: Mapping[fx.Node, Any]) -> set[int]:
-    """The memory that an operator writes to: all values in it are its results too, by the names that they have."""
+def written_by(node: fx.Node, env: Mapping[fx.Node, Any]) -> set[int]:
+    """The memory that an operator writes to: all values in it are its results too, by the names that they have.
+
+    Args:
+        node: the operator.
+        env: the values of the nodes before it, or examples of them.
+    """
     schema = getattr(node.target, "_schema", None)
     if schema is not None:
         named = [*zip((a.name for a in schema.arguments), node.args, strict=False), *node.kwargs.items()]
@@ -105,8 +109,13 @@ def _written(node: fx.Node, env: Mapping[fx.Node, Any]) -> set[int]:
     found: set[int] = set()
     for used in (part for one in chosen for part in (one if isinstance(one, (list, tuple)) else [one])):
         if isinstance(used, fx.Node) and used in env:
-            found |= {storage_of(tensor) for tensor in named_outputs(used.name, env[used]).values()}
+            found |= {memory_of(tensor) for tensor in named_outputs(used.name, env[used]).values()}
     return found
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """What tensors have in common that share memory; of fake ones too, which have no address."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)
 
 
 def spell(node: fx.Node) -> str:

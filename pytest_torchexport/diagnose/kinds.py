@@ -29,7 +29,7 @@ _NAMES = {
     "softmax": "softmax safe_softmax",
     "log softmax": "log_softmax logsoftmax",
     "sigmoid": "sigmoid sigmoid_",
-    "lookup": "embedding gather index_select index gathernd take getitem embedding_bag",
+    "lookup": "embedding gather index_select index gathernd take embedding_bag",
     "join": "cat concat concatenate stack hstack vstack",
     "pad": "pad constant_pad_nd reflection_pad2d replication_pad2d reflection_pad1d replication_pad1d",
     "resize": "interpolate resize upsample upsample_nearest2d upsample_bilinear2d upsample_nearest1d upsample_bicubic2d "
@@ -40,7 +40,7 @@ _NAMES = {
     "move": "view reshape expand permute transpose t unsqueeze squeeze slice select contiguous clone detach alias to "
     "to_copy cast castlike identity dropout feature_dropout alpha_dropout flatten unflatten split chunk "
     "split_with_sizes tensor_split constant shape lift_fresh lift_fresh_copy movedim swapaxes narrow unsafe_view view_as "
-    "expand_as reshape_alias copy unbind unsafe_split float half double type_as listconstruct tupleconstruct "
+    "expand_as getitem reshape_alias copy unbind unsafe_split float half double type_as listconstruct tupleconstruct "
     "tupleunpack listunpack numtotensor size constantofshape sym_size scalar_tensor",
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}

@@ -1,0 +1,158 @@
+"""A graph that gives every value in it: what compiled code computes inside, seen from outside."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from pytest_torchexport.backends.base import Step
+from pytest_torchexport.backends.fx_steps import location_of, memory_of, module_of, named_outputs, spell, written_by
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pytest_torchexport.outcome import Location
+
+_BUDGET = 1 << 30
+"""Bytes that the values of a graph may take."""
+
+
+class TooLarge(Exception):  # no error: not every value can be held
+    """The values of the graph take too much memory."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An operator of the graph before it was changed, and the further outputs that are its results.
+
+    Attributes:
+        operator: as the graph spells it.
+        inputs: names of what it reads.
+        names: names of its results, in the order of the further outputs.
+        module: the submodule.
+        location: the user's line.
+    """
+
+    operator: str
+    inputs: tuple[str, ...]
+    names: tuple[str, ...]
+    module: str
+    location: Location | None
+
+
+def flat(module: torch.nn.Module) -> fx.GraphModule:
+    """The module that torch.export makes of a program, taking the leaves of its arguments and giving those of its output.
+
+    Its checks of the arguments are left out.
+    """
+    assert isinstance(module, fx.GraphModule)
+    plain = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.name != "_guards_fn":
+            copied[node] = plain.node_copy(node, copied.__getitem__)
+    return fx.GraphModule(module, plain)
+
+
+def give_every_value(graph: fx.GraphModule, prefix: str = "") -> tuple[int, list[Listed]]:
+    """Make every tensor of a graph one more output, behind its own outputs.
+
+    A value is copied where it stands if the graph writes anything in place: an output that is written to later would
+    be given as it is at the end. What an operator writes are results of it, by all names that this memory has.
+
+    Args:
+        graph: captured by Dynamo or torch.export, with examples of its values; it is changed.
+        prefix: what stands in front of the user's names of modules, without the dot.
+
+    Returns:
+        The number of its own outputs, and its operators in the order in which they run.
+
+    Raises:
+        TooLarge: the values do not fit into the memory that may be used.
+    """
+    nodes = list(graph.graph.nodes)
+    examples = {node: example for node in nodes if (example := _example(node)) is not None}
+    written = {node: written_by(node, examples) for node in nodes}
+    copies = any(written.values())
+    (end,) = [node for node in nodes if node.op == "output"]
+    _check_size([examples[node] for node in nodes if node.op.startswith("call_") and node in examples])
+    listed: list[Listed] = []
+    further: list[fx.Node] = []
+    known: list[fx.Node] = []
+    for node in nodes:
+        if node.op.startswith("call_") and node.name != "_guards_fn":
+            results = [node] if isinstance(examples.get(node), torch.Tensor) else []
+            results += [
+                other
+                for other in known
+                if isinstance(examples[other], torch.Tensor) and memory_of(examples[other]) in written[node]
+            ]
+            names = tuple(other.name for other in results)
+            from_ = _whole(node, examples)
+            inputs = tuple(used.name for used in from_.all_input_nodes)
+            listed.append(Listed(spell(from_), inputs, names, module_of(from_, prefix), location_of(from_)))
+            further += _copies(graph.graph, node, results) if copies else results
+        if node in examples:
+            known.append(node)
+    (outputs,) = end.args
+    own = tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+    end.args = ((*own, *further),)
+    graph.recompile()
+    return len(own), listed
+
+
+def steps_of(listed: Sequence[Listed], values: Sequence[torch.Tensor], prefix: str = "") -> Iterator[Step]:
+    """The operators with their values.
+
+    Args:
+        listed: of a graph.
+        values: its further outputs, in one run.
+        prefix: put in front of all names.
+    """
+    left = iter(values)
+    for one in listed:
+        outputs = {prefix + name: next(left) for name in one.names}
+        yield Step(one.operator, tuple(prefix + name for name in one.inputs), outputs, one.module, one.location)
+
+
+def _example(node: fx.Node) -> Any:
+    value = node.meta.get("example_value", node.meta.get("val"))
+    return value if named_outputs(node.name, value) else None
+
+
+def _whole(node: fx.Node, examples: dict[fx.Node, Any]) -> fx.Node:
+    """The operator behind a node that only takes a part out of its results."""
+    while node.target is operator.getitem and not isinstance(examples.get(node.args[0]), torch.Tensor):
+        node = node.args[0]
+    return node
+
+
+def _copies(graph: fx.Graph, node: fx.Node, results: Sequence[fx.Node]) -> list[fx.Node]:
+    made = []
+    after = node
+    for result in results:
+        with graph.inserting_after(after):
+            after = graph.call_function(torch.clone, (result,))
+        made.append(after)
+    return made
+
+
+def _check_size(examples: Sequence[Any]) -> None:
+    total = 0
+    for example in examples:
+        for tensor in named_outputs("", example).values():
+            total += tensor.element_size() * _count(tensor)
+    if total > _BUDGET:
+        msg = f"the values of the graph take {total >> 20} MiB"
+        raise TooLarge(msg)
+
+
+def _count(tensor: torch.Tensor) -> int:
+    count = 1
+    for size in tensor.shape:
+        count *= size if isinstance(size, int) else int(size.node.hint or 1)
+    return count
