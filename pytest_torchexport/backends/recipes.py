@@ -52,7 +52,7 @@ def module_state(prefix: str) -> str:
 def state(program, name):
     """An entry of the program's state."""
     owner, _, attribute = {name}.rpartition(".")
-    return getattr(program.get_submodule(owner), attribute)
+    return getattr(dict(program.named_modules())[owner], attribute)
 
 
 def parameters(program):

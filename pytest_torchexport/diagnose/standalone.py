@@ -115,48 +115,61 @@ def check(what: Check) -> int:
     Returns:
         1 while the difference is there, 0 when it is gone.
     """
-    eager = Kept(what.folder, "eager", what.device)
     torch.manual_seed(what.seed)
     random.seed(what.seed)
     np.random.seed(what.seed % 2**32)
-    index = 0
-    differs = False
-    found: list[Found] = []
+    eager = Kept(what.folder, "eager", what.device)
     kept = [Kept(what.folder, "input", what.device) for _ in what.calls]
+    found: list[Found] = []
     try:
         program = what.program()
         with torch.set_grad_enabled(what.grad or bool(what.gradients)):
-            for index, call in enumerate(what.calls):
-                title = "output" if len(what.calls) == 1 else f"call {index + 1} output"
-                args, kwargs = call(kept[index])
-                if what.gradients:
-                    _require_grad(args, kwargs)
-                output = program(*args, **kwargs)
-                if index < len(what.expected):
-                    found += compare(title, what.expected[index](eager), _detached(output), what)
-        if what.gradients:
-            found += _compare_gradients(what, program, output, kept[-1], eager)
+            found += _run(what, program, kept, eager)
     except Exception as error:
-        if what.raises:
-            print(f"eager raises {what.raises}\nthe program raises {type(error).__name__}: {error}")
-            return _concluded(differs=False)
-        traceback.print_exc()
-        print(f"call {index + 1}: eager runs, the program raises {type(error).__name__}: {error}")
-        return _concluded(differs=True)
+        return _raised(what, error, started=sum(bool(one.read) for one in kept))
     if what.raises:
         print(f"eager raises {what.raises}\nthe program returns")
-        differs = True
+        return _concluded(differs=True)
+    found += _left_behind(what, program, kept, eager)
+    for one in found:
+        print(f"{one.path}: {one.text}{'   DIFFERS' if one.differs else ''}")
+    return _concluded(differs=any(one.differs for one in found))
+
+
+def _run(what: Check, program: Callable[..., Any], kept: list[Kept], eager: Kept) -> Iterator[Found]:
+    """Call after call, what the program returns, and the gradients of what it returned last."""
+    for index, call in enumerate(what.calls):
+        args, kwargs = call(kept[index])
+        if what.gradients:
+            _require_grad(args, kwargs)
+        output = program(*args, **kwargs)
+        title = "output" if len(what.calls) == 1 else f"call {index + 1} output"
+        if index < len(what.expected):
+            yield from compare(title, what.expected[index](eager), _detached(output), what)
+        if what.gradients and index == len(what.calls) - 1:
+            yield from _compare_gradients(what, program, output, kept[index], eager)
+
+
+def _left_behind(what: Check, program: Callable[..., Any], kept: list[Kept], eager: Kept) -> Iterator[Found]:
+    """The arguments and the state, as the calls leave them."""
     for name, (index, key, expected) in what.changed.items():
-        found += compare(name, eager(expected), kept[index](key), what)
+        yield from compare(name, eager(expected), kept[index](key), what)
     for name, entry in what.states.items():
         actual: Any = "not there"
         with contextlib.suppress(AttributeError, KeyError, RuntimeError):
-            assert what.state is not None
-            actual = what.state(program, name.removeprefix("state "))
-        found += compare(name, entry(eager), actual, what)
-    for one in found:
-        print(f"{one.path}: {one.text}{'   DIFFERS' if one.differs else ''}")
-    return _concluded(differs=differs or any(one.differs for one in found))
+            if what.state is not None:
+                actual = what.state(program, name.removeprefix("state "))
+        yield from compare(name, entry(eager), actual, what)
+
+
+def _raised(what: Check, error: Exception, started: int) -> int:
+    said = f"the program raises {type(error).__name__}: {error}"
+    if what.raises:
+        print(f"eager raises {what.raises}\n{said}")
+        return _concluded(differs=False)
+    traceback.print_exc()
+    print(f"call {started}: eager runs, {said}" if started else f"it cannot be loaded: {said}")
+    return _concluded(differs=True)
 
 
 def _concluded(*, differs: bool) -> int:
