@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch._dynamo.exc import UserError
 
-from pytest_torchexport.backends import recipes, torch_warnings
+from pytest_torchexport.backends import recipes, size_guards, torch_warnings
 from pytest_torchexport.backends.base import (
     Backend,
     Exported,
@@ -105,14 +106,23 @@ def capture(request: ExportRequest, *, check_tensors: bool = False, **options: A
     """
     model, example = request.model, request.example
     shapes = request.dynamic_shapes
-    with torch_warnings.noted() as suspicions:
-        program = torch.export.export(
+
+    def export() -> Any:
+        return torch.export.export(
             as_module(model),
             example.args,
             dict(example.kwargs),
             dynamic_shapes=None if shapes is None else grouped_shapes(model, example, shapes),
             **options,
         )
+
+    with torch_warnings.noted() as suspicions:
+        try:
+            program = export()
+        except UserError as error:
+            if shapes is not None:
+                size_guards.note(error, export)
+            raise
     signature = program.graph_signature
     # Neither a tensor nor a constant: an int that became a symbol.
     inputs = [spec.arg for spec in signature.input_specs if spec.kind.name == "USER_INPUT"]

@@ -73,7 +73,7 @@ def _where(leaf: Leaf, *, worst: bool = True) -> str:
     at = f"; the worst is {list(leaf.index)}" if several else ""
     if leaf.where:
         return f": {leaf.where}{at}"
-    if not leaf.mismatched:
+    if not leaf.mismatched or not leaf.elements:
         return f": {leaf.reason}" if leaf.reason else ""
     if leaf.elements == 1:
         return ""

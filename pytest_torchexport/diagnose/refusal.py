@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.diagnose.exporter_line import at_node, line_of_model
-from pytest_torchexport.diagnose.known_refusals import RETURN, known
+from pytest_torchexport.diagnose.known_refusal import RETURN
+from pytest_torchexport.diagnose.known_refusals import known
 from pytest_torchexport.errors import ExportRefused, NothingCompiled
 from pytest_torchexport.subject import source
 
@@ -145,8 +146,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _frames_in_text(error: BaseException) -> list[tuple[str, int | None]]:
-    """The frames that the text of an exception names, the innermost last."""
-    text = str(error)
+    """The frames that the text of an exception and its notes name, the innermost last."""
+    text = "\n".join([str(error), *getattr(error, "__notes__", ())])
     python = [(file, int(line)) for file, line in _PYTHON_FRAME.findall(text)]
     # TorchScript starts with the place of the error and goes on with where that was called from.
     script = [(file, int(line)) for file, line in _SCRIPT_FRAME.findall(text)]
@@ -203,5 +204,4 @@ def _expectations(overloads: re.Match[str]) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?", "…")) else text + "."
