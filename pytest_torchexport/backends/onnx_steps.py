@@ -49,7 +49,7 @@ class WatchedGraph:
         import onnx  # noqa: PLC0415 - an extra
 
         self._model = onnx.load(str(path), load_external_data=False)
-        self._nodes = [_read(node, modules) for node in self._model.graph.node if not _is_constant(node)]
+        self._nodes = [_read(node, modules) for node in _alive(self._model.graph) if not _is_constant(node)]
         self.names = [name for node in self._nodes for name in node.outputs]
         given = {one.name for one in self._model.graph.output}
         new = [name for name in self.names if name not in given]
@@ -80,6 +80,17 @@ class WatchedGraph:
                     made_of[name] = inputs
             if outputs:
                 yield Step(node.operator, inputs, outputs, node.module, node.location)
+
+
+def _alive(graph: Any) -> list[Any]:
+    """The nodes that an output depends on; the runtime leaves the others out."""
+    needed = {one.name for one in graph.output}
+    alive: list[Any] = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            needed |= {*node.input, *_captured(node)}
+            alive.append(node)
+    return alive[::-1]
 
 
 def _is_constant(node: Any) -> bool:

@@ -52,6 +52,8 @@ class FlatGraph:
         if self._marks:
             torch._C._jit_pass_inline(self.graph)
             self._name_inlined(self.graph.nodes(), [])
+        # As a run would: what nothing depends on is not computed.
+        torch._C._jit_pass_dce(self.graph)
 
     def origin(self, node: Any) -> Origin:
         """Where a node of the graph comes from."""
