@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_torchexport.diagnose.frontier import between, follows_from, recovering
@@ -62,8 +63,8 @@ def conclude(program: Side, eager: Side) -> Divergence | None:
     if _counterparts(program, mine, first):
         note = f"eager has no such operator here; it goes on with {mine.operator}"
         return _only_program(program, first, note)
-    note = f"eager parts at another line, with {mine.operator}: the program computes it in another order"
-    return _only_program(program, first, note)
+    where = f" at {Path(mine.line[0]).name}:{mine.line[1]}" if mine.line is not None else ""
+    return _only_program(program, first, f"eager goes on with {mine.operator}{where}")
 
 
 def _belonging(eager: Side, theirs: Point) -> int:
@@ -76,21 +77,22 @@ def _belonging(eager: Side, theirs: Point) -> int:
 
 
 def _same_place(program: Side, eager: Side, first: int, lost: int) -> Divergence:
-    """Both part on the same line and in the same submodule."""
-    mine, theirs = eager.points[lost], program.points[first]
-    here = _here(program, first)
-    there = _here(eager, lost)
-    kinds, own = _kinds(program, here), _kinds(eager, there)
-    group: list[int] = []
-    note = ""
-    named = mine.operator
-    if kinds == own or len(here) == 1:
-        if kinds != own and len(own) > 1:
-            note = f"eager computes it in {len(own)} operators, from {mine.operator} on"
-    else:
-        group = here
-        note = f"eager computes this line in other operators, from {mine.operator} on: the fault may be in any of these"
-    return _divergence(program, first, group, named, note)
+    """Both part on the same line and in the same submodule: which operators do the two have there?"""
+    mine = eager.points[lost]
+    here, there = _computing(program, first), _computing(eager, lost)
+    alike = 0
+    while alike < min(len(here), len(there)) and _kind(program, here[-1 - alike]) == _kind(eager, there[-1 - alike]):
+        alike += 1
+    more, less = here[: len(here) - alike], there[: len(there) - alike]
+    if not more and len(less) == 1:
+        return _left_out(program, eager, first, less[0])
+    if len(more) == 1 and not less:
+        return _only_program(program, first, f"eager has no such operator here; it goes on with {mine.operator}")
+    if len(more) <= 1:
+        whole = f"eager computes it in {len(less)} operators, from {mine.operator} on" if len(less) > 1 else ""
+        return _divergence(program, first, [], mine.operator, whole)
+    note = f"eager computes this line in other operators, from {mine.operator} on: the fault may be in any of these"
+    return _divergence(program, first, more, mine.operator, note)
 
 
 def _left_out(program: Side, eager: Side, first: int, lost: int) -> Divergence:
@@ -167,14 +169,14 @@ def _apart(one: Point, other: Point) -> bool:
     return one.line is not None and other.line is not None and one.line != other.line
 
 
-def _here(side: Side, first: int) -> list[int]:
-    """The lost values on the line and in the submodule of the first one."""
-    return [place for place in side.parting.lost if not _apart(side.points[place], side.points[first])]
+def _computing(side: Side, first: int) -> list[int]:
+    """The lost values on the line and in the submodule of the first one, without those that were only moved."""
+    here = [place for place in side.parting.lost if not _apart(side.points[place], side.points[first])]
+    return [place for place in here if _kind(side, place) != "move"]
 
 
-def _kinds(side: Side, places: Sequence[int]) -> list[str]:
-    kinds = [kind_of(side.points[place].operator) for place in places]
-    return [kind for kind in kinds if kind != "move"]
+def _kind(side: Side, place: int) -> str:
+    return kind_of(side.points[place].operator)
 
 
 def _counterparts(side: Side, wanted: Point, root: int) -> list[int]:
