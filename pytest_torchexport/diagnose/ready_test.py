@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.diagnose import rebuild, script, standalone
+from pytest_torchexport.diagnose.example import example_keys
 from pytest_torchexport.diagnose.spell import CannotSpell, Speller
-from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.equality import identical
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def write(ready: Ready, kept: Kept) -> dict[str, Any]:
     plan, trial = ready.plan, ready.trial
     if trial is not None and len(trial.calls) > 1 and not _all_equal(plan, trial.calls):
         return {"message": f"no {NAME}: a test gives one call, and repeats it"}
-    speller = Speller(_keys(plan, trial, kept))
+    speller = Speller(example_keys(plan, trial.calls if trial is not None else (), kept))
     try:
         call = _call(ready, speller)
     except CannotSpell as error:
@@ -70,35 +70,13 @@ def _all_equal(plan: Plan, calls: Iterable[Call]) -> bool:
     return all(identical(first, other) for other in others)
 
 
-def _keys(plan: Plan, trial: Trial | None, kept: Kept) -> Any:
-    """Where tensors are kept: those of the failing input are there, those of the example are written now."""
-    at: dict[int, tuple[str, Any]] = {}
-    known: dict[str, Any] = {}
-    if trial is not None:
-        for path, leaf in containers.leaves([plan.names(call) for call in trial.calls]):
-            if path in kept.keys["input"]:
-                at[id(leaf)] = (kept.keys["input"][path], leaf)
-                known.setdefault(path.removeprefix("[0]"), leaf)
-    rest = []
-    for path, leaf in containers.leaves(plan.names(plan.example)):
-        if path in known and isinstance(leaf, torch.Tensor) and identical(known[path], leaf):
-            at[id(leaf)] = (at[id(known[path])][0], known[path])
-        else:
-            rest.append((path, leaf))
-    kept.add("example", rest)
-    for path, leaf in rest:
-        if path in kept.keys["example"]:
-            at[id(leaf)] = ("example:" + kept.keys["example"][path], leaf)
-    return lambda value: at[id(value)][0] if id(value) in at else None
-
-
 # --- the source -----------------------------------------------------------------------------------------------------
 
 
 def _source(ready: Ready, speller: Speller, call: str, made: rebuild.Construction, *, state: bool) -> str:
     marker = _marker(ready, speller)
     title = ready.title.replace("\\", "/").replace('"""', "'''")
-    machinery = inspect.getsource(standalone.Kept) + "\n\n" + inspect.getsource(standalone._strided)
+    machinery = "\n\n".join(map(inspect.getsource, (standalone.Kept, standalone.Archives, standalone._strided)))
     lines = sorted({*speller.imports, "import json", "import sys"})
     return f'''"""{title}
 
@@ -123,7 +101,7 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.mark.export_equivalent({marker})
 def test_repro(export_check):
-    kept = Archives()
+    kept = Archives(HERE)
     model = make_model()
     restore(model, HERE)
     export_check({call})
@@ -132,21 +110,7 @@ def test_repro(export_check):
 # --- the kept tensors -------------------------------------------------------------------------------------------------
 
 
-{machinery}
-
-class Archives:
-    """Tensors of the failing input, and of the example, whose keys begin with `example:`."""
-
-    def __init__(self):
-        self.archives = {{name: Kept(HERE, name) for name in ("input", "example") if (HERE / f"{{name}}.npz").exists()}}
-
-    def __call__(self, key, **options):
-        example, colon, rest = key.partition("example:")
-        return self.archives["example"](rest, **options) if colon else self.archives["input"](key, **options)
-
-    def array(self, key):
-        return self.archives["input"].array(key)
-'''
+{machinery}'''
 
 
 def _call(ready: Ready, speller: Speller) -> str:

@@ -232,7 +232,7 @@ def keep_state(model: Callable[..., Any], kept: Kept) -> bool:
     if "state" in kept.keys:
         return bool(kept.keys["state"])
     found = dict(_tensors(model))
-    if sum(tensor.nbytes for tensor in found.values() if tensor.layout is torch.strided) > LARGEST:
+    if not found or sum(tensor.nbytes for tensor in found.values() if tensor.layout is torch.strided) > LARGEST:
         return False
     kept.add("state", found.items())
     return len(kept.keys["state"]) == len(found)
@@ -279,5 +279,5 @@ def restore(model, folder):
 '''
 _NOTHING = '''
 def restore(model, folder):
-    """The weights are not kept: they are few and made by the constructor, or too large."""
+    """Nothing is kept of the model: it has no tensors of its own, or they are too large."""
 '''

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import logging
 import re
 import runpy
-from contextlib import redirect_stderr, redirect_stdout, suppress
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from pytest_torchexport.backends.base import Recipe
 from pytest_torchexport.backends.quiet import quiet
 from pytest_torchexport.compare.records import named_leaves
 from pytest_torchexport.diagnose import rebuild, standalone
+from pytest_torchexport.diagnose.example import example_keys
 from pytest_torchexport.diagnose.keep import Kept, Leaves
 from pytest_torchexport.diagnose.spell import CannotSpell, Speller
 from pytest_torchexport.subject import containers
@@ -99,7 +102,8 @@ def write(shown: Shown, kept: Kept) -> dict[str, Any]:
     Returns:
         Which fields of the outcome change.
     """
-    recipe = shown.exported.reproduction(shown.calls, kept.folder)
+    with _hushed():
+        recipe = shown.exported.reproduction(shown.calls, kept.folder)
     if recipe is None:
         return {}
     if recipe.model and not recipe.file:
@@ -131,13 +135,15 @@ def _on_the_model(shown: Shown, kept: Kept, recipe: Recipe, why: str) -> dict[st
     note = f"{why}, so the script makes the model from its source"
     made = rebuild.construction(shown.plan.model)
     state = rebuild.keep_state(shown.plan.model, kept)
-    example = _spelled(kept, "example", [shown.plan.example], shown)
-    source = rebuild.imports(made) + rebuild.model_source(made, state=state)
+    speller = Speller(example_keys(shown.plan, shown.calls, kept))
+    example = speller.spell((shown.plan.example.args, dict(shown.plan.example.kwargs)))
+    lines = "".join(f"{line}\n" for line in speller.imports)
+    source = rebuild.imports(made) + lines + rebuild.model_source(made, state=state)
     source += f'''
 
 def example(kept):
     """What the check compiled the model for in the first place."""
-    return {example[0]}
+    return {example}
 
 
 def load(path, device):
@@ -145,7 +151,7 @@ def load(path, device):
     model = make_model().to(device)
     restore(model, HERE)
     program = {recipe.model}
-    args, kwargs = example(Kept(HERE, "example", DEVICE))
+    args, kwargs = example(Archives(HERE, DEVICE))
     program(*args, **kwargs)
     restore(model, HERE)
     return program
@@ -173,12 +179,25 @@ def parameters(program):
     return {"reproduction": str(script), "message": _line(script, note)}
 
 
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Exporters and compilers that are tried say nothing: what they would say is no news of the check."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _shows(script: Path, shown: Shown) -> bool | None:
     """Whether the script shows the difference here and now, in the way that the check did; None if it cannot be run."""
     printed = io.StringIO()
     torch._dynamo.reset()
     try:
-        with quiet(), fixed_rng(0, shown.plan.device), redirect_stdout(printed), redirect_stderr(printed):
+        with _hushed(), fixed_rng(0, shown.plan.device), redirect_stdout(printed), redirect_stderr(printed):
             found = runpy.run_path(str(script), run_name="repro")["main"]()
     except Exception:  # noqa: BLE001 what it shows is for the person who runs it
         return None
@@ -241,14 +260,6 @@ def _function(name: str, text: str, *, what: str, index: int) -> str:
     said = f"Arguments of call {index}." if what == "input" else f"What eager returns in call {index}."
     archive = "kept" if what == "input" else "eager"
     return f'\n\ndef {name}({archive}):\n    """{said}"""\n    return {text}\n'
-
-
-def _spelled(kept: Kept, group: str, calls: Iterable[Call], shown: Shown) -> list[str]:
-    """Calls as source, and their tensors in an archive of their own."""
-    named = [shown.plan.names(call) for call in calls]
-    kept.add(group, containers.leaves(named))
-    speller = Speller(_by_id(kept, group, containers.leaves(named)))
-    return [speller.spell((call.args, dict(call.kwargs))) for call in calls]
 
 
 def _calls(shown: Shown, kept: Kept, recipe: Recipe) -> tuple[list[str], list[str]]:

@@ -51,6 +51,24 @@ class Kept:
         return self.read.setdefault(key, self._archive[key])
 
 
+class Archives:
+    """Tensors of the failing input, and of the example, whose keys begin with `example:`."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        names = [name for name in ("input", "example") if (folder / f"{name}.npz").exists()]
+        self._archives = {name: Kept(folder, name, device) for name in names}
+
+    def __call__(self, key: str, **options: Any) -> Any:
+        """The tensor of this key."""
+        _, colon, rest = key.partition("example:")
+        return self._archives["example"](rest, **options) if colon else self._archives["input"](key, **options)
+
+    def array(self, key: str) -> Any:
+        """The numpy array of this key."""
+        _, colon, rest = key.partition("example:")
+        return self._archives["example"].array(rest) if colon else self._archives["input"].array(key)
+
+
 def _strided(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     """The same values, laid out as they were; what is expanded along a dimension is so again."""
     for dim, stride in enumerate(strides):

@@ -403,7 +403,9 @@ def doubled(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_another_backend_may_say_how_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "\ndef load(path, device):\n    factor = float(Path(path).read_text())\n    return lambda scaled: scaled * factor\n"
+    source = (
+        "def load(path, device):\n    factor = float(Path(path).read_text())\n    return lambda scaled: scaled * factor"
+    )
     recipe = Recipe(source, lambda args, kwargs: ((), {"scaled": args[0]}))
     monkeypatch.setattr(Doubled, "recipe", recipe)
     outcome = failing(tmp_path / "kept", doubled, backend=Doubling())
