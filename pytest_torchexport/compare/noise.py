@@ -353,6 +353,8 @@ class RoundingNoise:
         limit = k if seen.made < _DRAWS or reference is None else k * _LAST
         highest = float(score.flatten()[worst])
         signal = float(torch.where(finite, values.ours.abs(), 0.0).max())
+        if path.startswith("gradient of ") and reference is not None and bool((centre.abs() <= seen.noise).all()):
+            signal = max(signal, self._largest_gradient())
         # Not of the scale: what is below the smallest normal number need not be noise.
         rms = float(seen.noise[finite].square().mean().sqrt()) if bool(finite.any()) else 0.0
         ratio = rms / signal if signal else math.inf
@@ -374,6 +376,12 @@ class RoundingNoise:
             surely=float(plain_score.max()),
             beyond=None if highest <= limit else score > limit,
         )
+
+    def _largest_gradient(self) -> float:
+        """Beside what a gradient that is zero but for rounding is small: that of a bias before a normalisation."""
+        found = (as_tensor(leaf) for path, leaf in self._leaves.items() if path.startswith("gradient of "))
+        sizes = (torch.where(one.isfinite(), one.abs(), 0.0) for one in found if one is not None and one.numel())
+        return max((float(size.max()) for size in sizes), default=0.0)
 
     def _discrete(self, path: str, values: Values, eager: Eager) -> Opinion | None:
         """A flipped element is explained if some run has the same value there.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_torchexport.subject import containers, devices
 
@@ -188,20 +189,33 @@ def gradients(
     cancel (the elements of a softmax always sum to one). Where the scalar does not depend on something, its gradient
     is left out.
     """
-    total: torch.Tensor | None = None
-    for index, (_, leaf) in enumerate(containers.tensors(output)):
-        if leaf.requires_grad:
-            real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-            generator = torch.Generator("cpu").manual_seed(index)
-            weights = torch.rand(real.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5
-            part = (real * weights.to(real)).sum()
-            total = part if total is None else total + part.to(total)
+    parts = [
+        (torch.view_as_real(leaf) if leaf.is_complex() else leaf, index)
+        for index, (_, leaf) in enumerate(containers.tensors(output))
+        if leaf.requires_grad
+    ]
     wanted = {f"gradient of {name}": tensor for name, tensor in parameters.items() if tensor.requires_grad}
     labels = [*names, *(f"args_{i}" for i in range(len(names), len(call.args)))]
     arguments = dict(zip(labels, call.args, strict=False)) | dict(call.kwargs)
     for name, value in arguments.items():
         wanted |= {f"gradient of {path}": t for path, t in containers.tensors(value, name) if t.requires_grad}
-    if total is None or not wanted:
+    if not parts or not wanted:
         return {}
-    found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+        [part for part, _ in parts],
+        list(wanted.values()),
+        [_weights(part, index) for part, index in parts],
+        allow_unused=True,
+    )
     return {name: grad.detach() for name, grad in zip(wanted, found, strict=True) if grad is not None}
+
+
+def _weights(output: torch.Tensor, index: int) -> torch.Tensor:
+    """What the elements of an output count in that sum: numbers from 0.5 to 1.5 that every floating type holds exactly.
+
+    They are no part of the run: modes that change what a model computes do not see them.
+    """
+    with _disable_current_modes():
+        generator = torch.Generator("cpu").manual_seed(index)
+        steps = torch.randint(64, 192, output.shape, generator=generator, device="cpu")
+        return (steps.double() / 128).to(output.device, output.dtype)
