@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_torchexport.backends.base import Backend, FlatOutput
-from pytest_torchexport.diagnose import figures, keep, message, reproduce
+from pytest_torchexport.diagnose import figures, keep, message, ready_test, reproduce, script
 from pytest_torchexport.diagnose.cause import Attribution, Finding
 from pytest_torchexport.diagnose.refusal import explain, say
 from pytest_torchexport.diagnose.remedy import Failed, what_to_do
@@ -22,8 +23,9 @@ from pytest_torchexport.subject.run import Record
 from pytest_torchexport.subject.state import parameter_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
+    from pytest_torchexport.backends.base import Exported
     from pytest_torchexport.errors import ConventionError
     from pytest_torchexport.outcome import Divergence
     from pytest_torchexport.plan import Plan, Policy
@@ -72,6 +74,15 @@ class Failure:
     record: Record
 
 
+@dataclass(frozen=True)
+class Made:
+    """The exported program, whether autograd is on when it runs, and the state that eager starts from."""
+
+    exported: Exported
+    grad: bool
+    start: Mapping[str, Any]
+
+
 @dataclass
 class Draft:
     """What is known of a check so far."""
@@ -89,6 +100,7 @@ class Draft:
     has_values: bool = False
     worst: Leaf | None = None
     shown: Failure | None = None
+    made: Made | None = None
 
     @contextmanager
     def at(self, stage: Stage) -> Iterator[None]:
@@ -162,6 +174,8 @@ class Draft:
         """
         finding, trial = failure.finding, failure.trial
         leaves = sorted(finding.leaves, key=lambda leaf: -leaf.excess)
+        if leaves:
+            self.worst = leaves[0]  # the only input that is measured in full
         error = failure.record.error if finding.raised else None
         raised = say(error) if error is not None else finding.raised
         rest = cause.cause.value
@@ -242,13 +256,38 @@ class Draft:
             # A temporary folder is gone when the outcome is read.
             return dataclasses.replace(outcome, artifact=None) if around.directory is None else outcome
         tensors: dict[str, Any] = {}
+        writers: list[Callable[[keep.Kept], dict[str, Any]]] = []
+        shown = self._script(outcome)
         if self.shown is not None:
             trial, record = self.shown.trial, self.shown.record
             tensors["input"] = [self.plan.names(call) for call in trial.calls]
-            tensors["eager"] = trial.record.outputs
+            tensors["eager"] = script.eager_leaves(shown) if shown is not None else trial.record.outputs
             tensors["exported"] = [_values(output) for output in record.outputs]
+        if shown is not None:
+            writers.append(functools.partial(script.write, shown))
+        if outcome.failed and outcome.verdict is not Verdict.INVALID:
+            trial_shown = self.shown.trial if self.shown is not None else None
+            ready = ready_test.Ready(outcome.summary, self.plan, self.policy, self.backend, trial_shown)
+            writers.append(functools.partial(ready_test.write, ready))
         artifact = self.facts.get("artifact")
-        return keep.keep(outcome, around.keep_in, Path(artifact) if artifact else None, tensors)
+        place = Path(artifact) if artifact else None
+        return keep.keep(outcome, around.keep_in, place, tensors, writers, move=around.directory is None)
+
+    def _script(self, outcome: Outcome) -> script.Shown | None:
+        """What a script shows of the failure; None if there is none, or no program."""
+        if self.shown is None or self.made is None or not outcome.failed:
+            return None
+        return script.Shown(
+            outcome.summary,
+            self.plan,
+            self.made.exported,
+            self.backend.structure.value,
+            self.shown.trial,
+            self.shown.finding,
+            self.made.grad,
+            self.made.start,
+            self.durations.get(Stage.EXPORT.value, 0.0),
+        )
 
     def _keeps(self, *, failed: bool) -> bool:
         keep = self.surroundings.keep
