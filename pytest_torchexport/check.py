@@ -18,8 +18,9 @@ from pytest_torchexport.diagnose.case import Case, Clue
 from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger, compared_only
 from pytest_torchexport.diagnose.hypotheses import examine
+from pytest_torchexport.diagnose.localize import localize
 from pytest_torchexport.diagnose.separation import to_blame
-from pytest_torchexport.draft import Draft, Failure, Surroundings, size_of
+from pytest_torchexport.draft import Draft, Failure, Made, Surroundings, size_of
 from pytest_torchexport.eager import Unstable, agrees_with_itself
 from pytest_torchexport.errors import (
     BackendUnavailable,
@@ -29,8 +30,8 @@ from pytest_torchexport.errors import (
     ReferenceInvalid,
     UsageError,
 )
-from pytest_torchexport.judge import Judge, Unjudged
-from pytest_torchexport.outcome import Input, NotChecked, Outcome, Stage, Verdict
+from pytest_torchexport.judge import Judge, Unjudged, check_names
+from pytest_torchexport.outcome import Divergence, Input, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make
 from pytest_torchexport.reference import ReferenceStore
@@ -231,6 +232,7 @@ class _Story:
         self.draft.facts["branches"] = reference.coverage
         if reference.invalid is not None:
             return self.draft.kept(self.draft.outcome(Verdict.INVALID, reference.invalid))
+        check_names(plan, reference)
         try:
             program = self._make(snapshot, reference, directory)
         except BackendUnavailable as error:
@@ -251,6 +253,7 @@ class _Story:
         exported, path = make(self.backend, plan, snapshot, directory, grad_mode=grad_mode, at=self.draft.at)
         self.draft.facts |= {"artifact": path and str(path), "artifact_bytes": path and size_of(path)}
         self.draft.note(*exported.not_checked)
+        self.draft.made = Made(exported, grad_mode, reference.start)
         return Program(exported, plan, snapshot, reference, gradients=plan.grad and self.backend.gradients)
 
     def _run_all(self, program: Program, snapshot: Snapshot, reference: Reference) -> Outcome:
@@ -360,16 +363,33 @@ class _Story:
         findings = [failure.finding for failure in failures]
         suspicions = to_blame(program.exported.suspicions, reference.trials[0], [f.trial for f in failures])
         with self.draft.at(Stage.COMPARE):
-            clues = [] if baked is not None and baked.proven else self._clues(judge, failures[0])
+            clues = [] if baked is not None and baked.proven else self._clues(judge, failures)
         cause = attribute(findings, len(self.draft.inputs), suspicions, baked, clues)
         verdict = Verdict.FAILED if findings[0].raised else Verdict.MISMATCH
-        return self.draft.conclude(verdict, cause, failures[0])
+        with self.draft.at(Stage.COMPARE):
+            divergence = self._divergence(judge, failures[0])
+        return self.draft.conclude(verdict, cause, failures[0], divergence)
 
-    def _clues(self, judge: Judge, failure: Failure) -> list[Clue]:
+    def _divergence(self, judge: Judge, failure: Failure) -> Divergence | None:
+        """The first operator at which the two part; a search that fails takes nothing away from the verdict."""
+        case = Case(
+            *(self.plan, judge.snapshot, judge.reference, judge.program, self.backend.structure),
+            *(failure.trial, failure.record, failure.finding.leaves),
+        )
+        try:
+            return localize(case)
+        except Exception as error:  # noqa: BLE001 it runs the model and the program under instruments
+            self.draft.facts["details"]["localization"] = f"{type(error).__name__}: {error}"
+            return None
+
+    def _clues(self, judge: Judge, failures: list[Failure]) -> list[Clue]:
         """What tested hypotheses say of the input that is shown."""
-        trial, record, leaves = failure.trial, failure.record, failure.finding.leaves
-        program, snapshot, reference = judge.program, judge.snapshot, judge.reference
-        return examine(Case(self.plan, snapshot, reference, program, self.backend.structure, trial, record, leaves))
+        first, others = failures[0], [(failure.trial, failure.record) for failure in failures[1:]]
+        case = Case(
+            *(self.plan, judge.snapshot, judge.reference, judge.program, self.backend.structure),
+            *(first.trial, first.record, first.finding.leaves, others),
+        )
+        return examine(case)
 
     def _baked(self, judge: Judge, failures: list[Failure], agreeing: list[Trial]) -> Baked | None:
         """The decision that the export keeps from the example; none is to blame where the example itself fails."""
