@@ -26,8 +26,10 @@ from pytest_torchexport.backends.base import (
 )
 from pytest_torchexport.backends.compile import missing_compiler
 from pytest_torchexport.backends.convention import Convention, grouped_shapes
+from pytest_torchexport.backends.every_value import flat, give_every_value, steps_of
 from pytest_torchexport.backends.fx_steps import interpret
-from pytest_torchexport.backends.sharing import by_name, share_parameters
+from pytest_torchexport.backends.quiet import quiet
+from pytest_torchexport.backends.sharing import by_name, free_buffers, share_parameters
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import FunctionModule, as_module
@@ -160,6 +162,7 @@ class ExportedModule(Exported):
         self.details = captured.details
         original = as_module(request.model)
         share_parameters(module, original)
+        free_buffers(module)
         self._state = dict(module.named_buffers())
         self._hidden: list[tuple[torch.Tensor, torch.Tensor]] = []
         for name, tensor in _constants(module):
@@ -248,17 +251,25 @@ class Aoti(Backend):
 
     def export(self, request: ExportRequest) -> Captured:
         """Capture the model and compile it into the package `model.pt2`."""
-        # The library reads and writes the memory of a smaller tensor beyond its end.
-        captured = capture(request, check_tensors=True, strict=self.strict)
+        captured = self.capture(request)
         assert captured.program is not None
-        with torch_warnings.shown():
-            torch._inductor.aoti_compile_and_package(
-                captured.program,
-                package_path=str(request.directory / _PACKAGE),
-                inductor_configs=None if self.inductor_configs is None else dict(self.inductor_configs),
-            )
+        self.package(captured.program, request.directory / _PACKAGE)
         captured.program = None
         return captured
+
+    def capture(self, request: ExportRequest) -> Captured:
+        """The model as a graph."""
+        # The library reads and writes the memory of a smaller tensor beyond its end.
+        return capture(request, check_tensors=True, strict=self.strict)
+
+    def package(self, program: ExportedProgram, path: Path) -> None:
+        """Compile a graph into a package."""
+        with torch_warnings.shown():
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(path),
+                inductor_configs=None if self.inductor_configs is None else dict(self.inductor_configs),
+            )
 
     def save(self, program: Captured, directory: Path) -> Path | None:
         """The package, which is on disk already."""
@@ -268,7 +279,7 @@ class Aoti(Backend):
     def load(self, program: Captured, path: Path | None, request: ExportRequest) -> Exported:
         """Load the package onto the device."""
         assert path is not None
-        return AotiPackage(path, program, request)
+        return AotiPackage(path, program, request, self)
 
 
 _PACKAGE = "model.pt2"
@@ -281,8 +292,10 @@ class AotiPackage(Exported):
     compared and put back, its buffers are given to it again as tensors that are held here.
     """
 
-    def __init__(self, path: Path, captured: Captured, request: ExportRequest) -> None:
+    def __init__(self, path: Path, captured: Captured, request: ExportRequest, backend: Aoti) -> None:
         super().__init__()
+        self._backend = backend
+        self._request = request
         self._convention = captured.convention
         self._prefix = wrapper_prefix(request)
         self.suspicions = captured.suspicions
@@ -302,6 +315,27 @@ class AotiPackage(Exported):
         """Run the program; `ConventionError` for a value that the export fixed, which the library would not notice."""
         args, kwargs = self._convention.arrange(args, kwargs)
         return self._program(*args, **kwargs)
+
+    def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
+        """The operators of the captured graph, compiled once more as a package that gives every value.
+
+        The graph is captured from the model again, with the buffers that this package has now.
+        """
+        args, kwargs = self._convention.arrange(args, kwargs)
+        with quiet(), torch_warnings.shown():
+            program = self._backend.capture(self._request).program
+            assert program is not None
+            graph = flat(program.module())
+            for name, buffer in [*graph.named_buffers(), *_constants(graph)]:
+                if name in (self._state or {}):
+                    overwrite(buffer, (self._state or {})[name])
+            own, listed = give_every_value(graph, self._prefix)
+            leaves = tuple(leaf for _, leaf in containers.leaves((args, kwargs)))
+            with tempfile.TemporaryDirectory(dir=self._path.parent) as folder:
+                path = Path(folder, _PACKAGE)
+                self._backend.package(torch.export.export(graph, leaves), path)
+                values = torch._inductor.aoti_load_package(str(path), device_index=self._index)(*leaves)
+        return steps_of(listed, values[own:])
 
     def read_state(self) -> dict[str, Any] | None:
         """The buffers that the library has."""
