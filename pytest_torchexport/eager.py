@@ -15,7 +15,7 @@ from pytest_torchexport.compare.tolerance import Rules, Tolerance
 from pytest_torchexport.outcome import Leaf
 from pytest_torchexport.subject import containers, source
 from pytest_torchexport.subject.call import Call, name_of, positional_names
-from pytest_torchexport.subject.run import Record, run, storage_of
+from pytest_torchexport.subject.run import WRITTEN_LEAF, Record, run, storage_of
 from pytest_torchexport.subject.state import Snapshot, identical, parameter_marks, parameters
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def first_run(
     if first.error is not None and not plan.grad and "does not require grad" in str(first.error):
         reference.needs_grad_mode = True
         first = eager_run(plan, snapshot, reference, example)
-    if first.error is not None and plan.grad and "a leaf Variable that requires grad" in str(first.error):
+    if first.error is not None and plan.grad and WRITTEN_LEAF in str(first.error):
         reference.writes_arguments = True
         first = eager_run(plan, snapshot, reference, example)
     if first.error is not None:

@@ -26,6 +26,7 @@ from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, bind, name_of
+from pytest_torchexport.subject.run import WRITTEN_LEAF, require_grad, writable
 from pytest_torchexport.subject.state import parameters
 
 if TYPE_CHECKING:
@@ -234,11 +235,15 @@ class Compiled(Exported):
         """Compile for the example. That nothing could be compiled is for the first call to say."""
         own = request.example.clone()
         if request.grad:
-            for _, tensor in containers.tensors((own.args, own.kwargs)):
-                if tensor.is_floating_point() and tensor.is_leaf:
-                    tensor.requires_grad_()
+            require_grad(own)
         with contextlib.suppress(dynamo.exc.FailOnRecompileLimitHit):
-            self._run(own.args, dict(own.kwargs))
+            try:
+                self._run(own.args, dict(own.kwargs))
+            except Exception as error:
+                if not (request.grad and WRITTEN_LEAF in str(error)):
+                    raise
+                own = writable(own)
+                self._run(own.args, dict(own.kwargs))
         # It counts again with the first call; said now, it would stand in the ledger twice, with two counts.
         self.not_checked.clear()
 

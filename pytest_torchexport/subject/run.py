@@ -124,8 +124,8 @@ def run(
             try:
                 with torch.set_grad_enabled(parameters is not None or needs_grad_mode):
                     if parameters is not None:
-                        _require_grad(mine)
-                        given = _writable(mine) if writes_arguments else mine
+                        require_grad(mine)
+                        given = writable(mine) if writes_arguments else mine
                     with mode or contextlib.nullcontext():
                         output = program(*given.args, **given.kwargs)
                         if parameters is not None and index == len(sequence) - 1:
@@ -156,13 +156,18 @@ def _detached(output: Any, storages: set[int], *, clone_all: bool) -> Any:
     return containers.rebuild(output, one)
 
 
-def _require_grad(call: Call) -> None:
+WRITTEN_LEAF = "a leaf Variable that requires grad"
+"""What autograd says where an argument of which the gradient is taken is changed in place."""
+
+
+def require_grad(call: Call) -> None:
+    """Let autograd track the call's floating tensors."""
     for _, tensor in containers.tensors((call.args, dict(call.kwargs))):
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.is_leaf:
             tensor.requires_grad_()
 
 
-def _writable(call: Call) -> Call:
+def writable(call: Call) -> Call:
     """The call with copies that autograd has seen being made: it lets nobody write to a leaf that it tracks."""
 
     def one(leaf: Any) -> Any:
