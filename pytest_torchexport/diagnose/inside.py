@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_torchexport.compare.operators import tensors_in
 from pytest_torchexport.diagnose.case import Clue
+from pytest_torchexport.diagnose.likeness import tensors
 from pytest_torchexport.outcome import Cause, Evidence, Location
 from pytest_torchexport.subject import source
 
@@ -115,8 +116,8 @@ def inside(case: Case) -> Iterator[Clue]:
     watch = _Watch()
     case.eager(case.trial.calls[:1], mode=watch)
     ours, theirs = watch.seen, _of_program(case)
-    if theirs is not None and (clue := _narrower(case, ours, theirs)) is not None:
-        yield clue
+    if theirs is not None:
+        yield from _other_types(case, ours, theirs)
     if special:
         yield from _first_special(case, ours, theirs)
 
@@ -143,20 +144,37 @@ def _as_it_is(location: Location | None) -> Location | None:
     return location
 
 
-_NARROW = {torch.float64: 3, torch.float32: 2, torch.float16: 1, torch.bfloat16: 1}
+_UNITS = 100.0
+"""Units of rounding, relative to the largest value, by which computing in a narrower type may change an output."""
+_WIDTH = {torch.float64: 3, torch.float32: 2, torch.float16: 1, torch.bfloat16: 1}
 
 
-def _narrower(case: Case, ours: _Seen, theirs: _Seen) -> Clue | None:
-    """The first operator of the program whose result is of a narrower type than any that eager computes in."""
+def _other_types(case: Case, ours: _Seen, theirs: _Seen) -> Iterator[Clue]:
+    """The first operator of one side whose result is of a narrower type than any that the other side computes in."""
     arguments = [case.plan.names(call) for call in case.trial.calls[:1]]
     given = {tensor.dtype for tensor in tensors_in([list(one.values()) for one in arguments])}
-    known = [_NARROW[dtype] for dtype in (*ours.types, *given) if dtype in _NARROW]
-    narrow = [made for dtype, made in theirs.types.items() if known and _NARROW.get(dtype, 9) < min(known)]
-    if not narrow:
-        return None
-    name, usual = str(narrow[0].dtype).removeprefix("torch."), ", ".join(_names(ours.types))
-    text = f"the exported program computes in {name} from {narrow[0]} on, eager in {usual} throughout"
-    return Clue((Evidence(text, narrow[0].location),), Cause.DTYPE, tested=False)
+    for who, mine, other, others in (
+        ("the exported program", theirs, "eager", ours),
+        ("eager", ours, "the exported program", theirs),
+    ):
+        known = [_WIDTH[dtype] for dtype in (*others.types, *given) if dtype in _WIDTH]
+        narrow = [made for dtype, made in mine.types.items() if known and _WIDTH.get(dtype, 9) < min(known)]
+        if narrow and others.types:
+            name, usual = str(narrow[0].dtype).removeprefix("torch."), ", ".join(_names(others.types))
+            text = f"{who} computes in {name} from {narrow[0]} on, {other} in {usual} throughout"
+            cause = Cause.DTYPE if _is_of_size(case, narrow[0].dtype) else None
+            yield Clue((Evidence(text, narrow[0].location),), cause, tested=False)
+
+
+def _is_of_size(case: Case, dtype: torch.dtype) -> bool:
+    """Whether no output is further off than computing in the type may bring it."""
+    for ours, theirs in zip(case.trial.record.outputs, case.record.outputs, strict=True):
+        for (_, mine), (_, got) in zip(tensors(ours), tensors(theirs), strict=False):
+            if mine.shape == got.shape and mine.is_floating_point() and mine.numel():
+                one, two = mine.detach().double(), got.detach().to(mine.device).double()
+                if float((one - two).abs().max()) > _UNITS * torch.finfo(dtype).eps * float(one.abs().max()):
+                    return False
+    return True
 
 
 def _names(types: Iterable[torch.dtype]) -> list[str]:

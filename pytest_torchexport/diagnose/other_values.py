@@ -10,7 +10,7 @@ from pytest_torchexport.diagnose.likeness import differs, is_like
 from pytest_torchexport.outcome import Cause, Evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -37,12 +37,20 @@ def swapped_outputs(case: Case) -> Iterator[Clue]:
         partners[path] = fits[0]
     if not partners:
         return
-    swapped = [
-        f"{one} and {other} are swapped" for one, other in partners.items() if partners.get(other) == one > other
-    ]
-    moved = [f"{one} is eager's {other}" for one, other in partners.items() if partners.get(other) != one]
-    said = "; ".join((*swapped, *moved)[:_LISTED])
+    if set(partners.values()) != set(partners):
+        # What one output lacks is not in another: it may be the input of a step that was left out.
+        said = "; ".join([f"{one} holds what eager returns as {other}" for one, other in partners.items()][:_LISTED])
+        yield Clue((Evidence(said),))
+        return
+    said = "; ".join(_exchanges(partners)[:_LISTED])
     yield Clue((Evidence(f"the outputs are in another order: {said}"),), Cause.STRUCTURE)
+
+
+def _exchanges(partners: Mapping[str, str]) -> list[str]:
+    """Which output holds which, in words."""
+    swapped = [f"{two} and {one} are swapped" for one, two in partners.items() if partners[two] == one and one > two]
+    moved = [f"{one} is eager's {other}" for one, other in partners.items() if partners[other] != one]
+    return swapped + moved
 
 
 def _tells(values: torch.Tensor) -> bool:

@@ -381,7 +381,7 @@ DIVERGENCES = [
             Two,
             planted(backend, into(Swapped)),
             Cause.STRUCTURE,
-            "output[1] and output[0] are swapped",
+            "output[0] and output[1] are swapped",
             slow=slow,
         )
         for backend, slow in (
@@ -564,6 +564,43 @@ def test_enough_kinds_and_backends() -> None:
     assert len(cases) >= 40
     assert {one.cause for one in cases} == set(Cause)
     assert len({one.backend.name for one in cases}) >= 7
+
+
+class Relu(Two):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.lin(x)
+        return y, y.relu()
+
+
+class NoRelu(Two):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.lin(x)
+        return y, y * 1
+
+
+class HalfWithoutHarm(Two):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.lin(x) + torch.ones((), dtype=torch.float16) + (x > 0.8).half().float()
+        return y.tanh(), y.sigmoid()
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (Relu, into(NoRelu)),  # an output that holds another one is no swap
+        (Two, into(HalfWithoutHarm)),  # a narrow type that cannot have brought this
+        (Two, after(lambda y: (y[0] * 1.5 + 0.1 * y[1], y[1]))),
+        (lambda: nn.Sequential(nn.Linear(6, 6), nn.GELU()), lambda model: nn.Sequential(model[0], nn.GELU("tanh"))),
+        (lambda: nn.LayerNorm(6), lambda model: nn.LayerNorm(6, eps=1e-3)),
+        (Norm, after(lambda y: y + 0.2 * y.roll(1, 0))),
+    ],
+)
+def test_nothing_is_named_that_was_not_shown(make: Callable[[], Any], change: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    outcome = check(make().eval(), (X,), backend=planted(Trace(), change), n_inputs=6)
+    assert (outcome.verdict, outcome.cause, outcome.location) == (Verdict.MISMATCH, Cause.NUMERIC, None)
+    known = ("computes in float16", "holds what eager returns", "gives differences of this size")
+    assert all(any(said in fact.text for said in known) for fact in outcome.evidence[1:])
 
 
 @pytest.mark.parametrize(

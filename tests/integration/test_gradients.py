@@ -174,6 +174,8 @@ class Discrete(nn.Module):
 class Keeps(nn.Module):
     """A state that was computed from parameters."""
 
+    h: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.lin = nn.Linear(6, 6)
