@@ -285,7 +285,7 @@ class RoundingNoise:
                 return record, ways[way]
         watch = Watch()
         eager.rerun(watch)
-        record, way, takes_values = in_double(eager)
+        record, way, takes_values = in_double(eager, watch.computed)
         if record.error is None and way != watch.computed:
             # It overflows in float32, say; or the code asks for the dtype.
             return Record(error=NoDouble("in double precision the model takes another branch")), watch.path

@@ -56,11 +56,16 @@ class Eager:
     decides: bool = True
 
 
-def in_double(eager: Eager) -> tuple[Record, Path, bool]:
+def in_double(eager: Eager, way: Path | None = None) -> tuple[Record, Path, bool]:
     """What eager does in double precision; the record holds an error where an operator has no such form.
 
-    Parameters are converted where they are read. Code that compares dtypes (convolutions and recurrent layers do)
-    stumbles over that; it is run again with all parameters converted for the time of the run.
+    Parameters are converted where they are read. Code that compares dtypes stumbles over that (convolutions and
+    recurrent layers do), or goes another way (attention does); it is run again with all parameters converted for the
+    time of the run.
+
+    Args:
+        eager: how to run it.
+        way: eager's own, by what it computes; None where it is not known.
 
     Returns:
         The record; the way that the run takes, which has to be eager's: its results are those of another branch
@@ -68,8 +73,11 @@ def in_double(eager: Eager) -> tuple[Record, Path, bool]:
     """
     mode = InDouble(eager.parameters() if eager.known.compares_dtypes else ())
     record = eager.rerun(mode, torch.float64)
-    if record.error is not None and not eager.known.compares_dtypes:
-        mode = InDouble(eager.parameters())
-        record = eager.rerun(mode, torch.float64)
-        eager.known.compares_dtypes = record.error is None
+    strays = record.error is not None or (way is not None and mode.computed != way)
+    if strays and not eager.known.compares_dtypes:
+        again = InDouble(eager.parameters())
+        found = eager.rerun(again, torch.float64)
+        if found.error is None and (way is None or again.computed == way):
+            eager.known.compares_dtypes = True
+            return found, again.computed, again.decides
     return record, mode.computed, mode.decides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -432,3 +433,14 @@ def test_the_engine_calls_a_chaotic_example_invalid() -> None:
     outcome = check(OnePass(), (torch.randn(16, 300) + 1000,), n_inputs=0)
     assert outcome.verdict is Verdict.INVALID
     assert "too chaotic" in outcome.message
+
+
+def test_attention_that_asks_for_dtypes_has_a_double_form() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    with torch.no_grad():
+        measured = Measured(lambda x: attention(x, x, x, need_weights=False)[0], torch.randn(2, 8, 16))
+        measured.eager = dataclasses.replace(measured.eager, parameters=attention.parameters)
+        opinion = measured.opinion(measured.expected["output"] * (1 + 1e-6))
+    assert opinion.centred
+    assert measured.noise.without_reference is None
