@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_torchexport.backends.base import options_of
 from pytest_torchexport.diagnose import rebuild, script, standalone
 from pytest_torchexport.diagnose.example import example_keys
 from pytest_torchexport.diagnose.spell import CannotSpell, Speller
@@ -53,12 +53,13 @@ def write(ready: Ready, kept: Kept) -> dict[str, Any]:
         return {"message": f"no {NAME}: a test gives one call, and repeats it"}
     speller = Speller(example_keys(plan, trial.calls if trial is not None else (), kept))
     try:
-        call = _call(ready, speller)
+        call, marker = _call(ready, speller), _marker(ready, speller)
+        imports = rebuild.imports_of(speller)
     except CannotSpell as error:
         return {"message": f"no {NAME}: the check needs {error}"}
     made = rebuild.construction(plan.model)
     state = rebuild.keep_state(plan.model, kept)
-    (kept.folder / NAME).write_text(_source(ready, speller, call, made, state=state), encoding="utf-8")
+    (kept.folder / NAME).write_text(_source(ready, imports, call, marker, made, state=state), encoding="utf-8")
     if (kept.folder / script.NAME).exists():
         return {}
     line = f"reproduce: pytest {kept.folder / NAME}"
@@ -73,11 +74,11 @@ def _all_equal(plan: Plan, calls: Iterable[Call]) -> bool:
 # --- the source -----------------------------------------------------------------------------------------------------
 
 
-def _source(ready: Ready, speller: Speller, call: str, made: rebuild.Construction, *, state: bool) -> str:
-    marker = _marker(ready, speller)
+def _source(ready: Ready, imports: str, call: str, marker: str, made: rebuild.Construction, *, state: bool) -> str:
     title = ready.title.replace("\\", "/").replace('"""', "'''")
-    machinery = "\n\n".join(map(inspect.getsource, (standalone.Kept, standalone.Archives, standalone._strided)))
-    lines = sorted({*speller.imports, "import json", "import sys"})
+    machinery = "\n\n".join(
+        inspect.getsource(part) for part in (standalone.Kept, standalone.Archives, standalone._strided)
+    )
     return f'''"""{title}
 
 The same check on the input that failed, to be run with pytest.
@@ -85,7 +86,8 @@ The same check on the input that failed, to be run with pytest.
 
 from __future__ import annotations
 
-{chr(10).join(lines)}
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ import pytest
 import torch
 
 import pytest_torchexport
-{rebuild.imports(made)}
+{rebuild.imports(made)}{imports}
 HERE = Path(__file__).resolve().parent
 
 {rebuild.model_source(made, state=state)}
@@ -175,16 +177,17 @@ def _marker(ready: Ready, speller: Speller) -> str:
 
 def _backend(backend: Backend, speller: Speller) -> str:
     """The backend as it stands on a marker: by its name, or as an object where it has options."""
-    fields = [one for one in dataclasses.fields(backend) if one.init] if dataclasses.is_dataclass(backend) else []
-    if backend.id == backend.name:
+    options = {one.name: getattr(backend, one.name) for one in options_of(type(backend))}
+    built_in = type(backend).__module__.partition(".")[0] == "pytest_torchexport"
+    if backend.id == backend.name and built_in:
         return repr(backend.name)
-    options = {one.name: getattr(backend, one.name) for one in fields}
     changed = {name: value for name, value in options.items() if value != getattr(type(backend), name, None)}
-    home, kind = type(backend).__module__, type(backend).__qualname__
-    place = "pytest_torchexport" if home.partition(".")[0] == "pytest_torchexport" else home
-    if place != "pytest_torchexport":
-        speller.reference(type(backend))
-    return f"{place}.{kind}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+    made = f"pytest_torchexport.{type(backend).__qualname__}" if built_in else speller.reference(type(backend))
+    return f"{made}({', '.join(f'{name}={_option(value, speller)}' for name, value in changed.items())})"
+
+
+def _option(value: Any, speller: Speller) -> str:
+    return speller.spell(dict(value) if isinstance(value, Mapping) else value)
 
 
 def _tolerance(tolerance: Any) -> str:

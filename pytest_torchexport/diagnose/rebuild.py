@@ -212,10 +212,22 @@ def _folder(home: str) -> str:
 
 def imports(made: Construction) -> str:
     """The import lines of the construction, with what they need on the path."""
-    folders = dict.fromkeys(filter(None, made.homes.values()))
-    found = [home for home, folder in made.homes.items() if folder]
-    lines = [f"sys.path.insert(0, {folder!r})  # for {', '.join(found)}" for folder in folders]
-    return "".join(f"{line}\n" for line in (*lines, *made.imports))
+    return "".join(f"{line}\n" for line in (*_on_the_path(made.homes), *made.imports))
+
+
+def imports_of(speller: Speller) -> str:
+    """The import lines of what a speller wrote, with what they need on the path.
+
+    Raises:
+        CannotSpell: a module's file does not lie where its name says.
+    """
+    return "".join(f"{line}\n" for line in (*_on_the_path(_homes(speller)), *speller.imports))
+
+
+def _on_the_path(homes: dict[str, str]) -> Iterator[str]:
+    for folder in dict.fromkeys(filter(None, homes.values())):
+        found = [home for home, where in homes.items() if where == folder]
+        yield f"sys.path.insert(0, {folder!r})  # for {', '.join(found)}"
 
 
 # --- the state ------------------------------------------------------------------------------------------------------

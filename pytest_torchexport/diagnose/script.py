@@ -10,7 +10,7 @@ import re
 import runpy
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,8 +137,7 @@ def _on_the_model(shown: Shown, kept: Kept, recipe: Recipe, why: str) -> dict[st
     state = rebuild.keep_state(shown.plan.model, kept)
     speller = Speller(example_keys(shown.plan, shown.calls, kept))
     example = speller.spell((shown.plan.example.args, dict(shown.plan.example.kwargs)))
-    lines = "".join(f"{line}\n" for line in speller.imports)
-    source = rebuild.imports(made) + lines + rebuild.model_source(made, state=state)
+    source = rebuild.imports(made) + rebuild.imports_of(speller) + rebuild.model_source(made, state=state)
     source += f'''
 
 def example(kept):
@@ -211,8 +210,9 @@ def _shows(script: Path, shown: Shown) -> bool | None:
 
 
 def _source(shown: Shown, kept: Kept, recipe: Recipe) -> str:
-    spelled, imports = _calls(shown, kept, recipe)
+    spelled, imports, homes = _calls(shown, kept, recipe)
     expected, also = _expected(shown, kept)
+    recipe = replace(recipe, needs=(*recipe.needs, *(f"{home} (classes of the input)" for home in homes)))
     artifact = recipe.file or (kept.artifact.relative_to(kept.folder).as_posix() if kept.artifact is not None else "")
     calls = "".join(_function(f"call_{n}", text, what="input", index=n) for n, text in enumerate(spelled, 1))
     eager = "".join(_function(f"eager_{n}", text, what="eager", index=n) for n, text in enumerate(expected, 1))
@@ -221,8 +221,8 @@ def _source(shown: Shown, kept: Kept, recipe: Recipe) -> str:
         [
             _docstring(shown, recipe, artifact),
             "import sys",
-            *sorted({*imports, *also}),
             machinery,
+            *dict.fromkeys((*imports, *also)),
             "HERE = Path(__file__).resolve().parent",
             f'DEVICE = "{shown.plan.device}"',
             "",
@@ -262,15 +262,15 @@ def _function(name: str, text: str, *, what: str, index: int) -> str:
     return f'\n\ndef {name}({archive}):\n    """{said}"""\n    return {text}\n'
 
 
-def _calls(shown: Shown, kept: Kept, recipe: Recipe) -> tuple[list[str], list[str]]:
-    """The calls of the program as source, and the imports that they need."""
+def _calls(shown: Shown, kept: Kept, recipe: Recipe) -> tuple[list[str], list[str], list[str]]:
+    """The calls of the program as source, the imports that they need, and the user's modules among these."""
     named = [shown.plan.names(call) for call in shown.calls]
     speller = Speller(_by_id(kept, "input", containers.leaves(named)), plain=recipe.plain)
     texts = []
     for call in shown.calls:
         args, kwargs = call.args, dict(call.kwargs)
         texts.append(speller.spell(recipe.arrange(args, kwargs) if recipe.arrange is not None else (args, kwargs)))
-    return texts, list(speller.imports)
+    return texts, rebuild.imports_of(speller).splitlines(), list(speller.homes)
 
 
 def _expected(shown: Shown, kept: Kept) -> tuple[list[str], list[str]]:

@@ -29,6 +29,7 @@ class Kept:
         self._dtypes: dict[str, str] = json.loads((folder / "dtypes.json").read_text("utf-8"))[name]
         self._device = device
         self.read: dict[str, Any] = {}
+        self.given: dict[str, Any] = {}  # what the program gets instead
 
     def __call__(self, key: str, *, strides: tuple[int, ...] = (), layout: Any = None, grad: bool = False) -> Any:
         """The tensor of this key, on the device, in its own dtype."""
@@ -159,7 +160,7 @@ def _run(what: Check, program: Callable[..., Any], kept: list[Kept], eager: Kept
     for index, call in enumerate(what.calls):
         args, kwargs = call(kept[index])
         if what.gradients:
-            _require_grad(args, kwargs)
+            args, kwargs = _tracked(args, kwargs, kept[index])
         output = program(*args, **kwargs)
         title = "output" if len(what.calls) == 1 else f"call {index + 1} output"
         if index < len(what.expected):
@@ -171,7 +172,7 @@ def _run(what: Check, program: Callable[..., Any], kept: list[Kept], eager: Kept
 def _left_behind(what: Check, program: Callable[..., Any], kept: list[Kept], eager: Kept) -> Iterator[Found]:
     """The arguments and the state, as the calls leave them."""
     for name, (index, key, expected) in what.changed.items():
-        yield from compare(name, eager(expected), kept[index](key), what)
+        yield from compare(name, eager(expected), kept[index].given.get(key, kept[index](key)), what)
     for name, entry in what.states.items():
         actual: Any = "not there"
         with contextlib.suppress(AttributeError, KeyError, RuntimeError):
@@ -399,27 +400,29 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [leaf for _, leaf in _leaves("", value) if isinstance(leaf, torch.Tensor)]
 
 
-def _require_grad(args: Any, kwargs: Any) -> None:
-    for tensor in _tensors([args, kwargs]):
-        if tensor.is_floating_point() and tensor.is_leaf:
-            tensor.requires_grad_()
+def _tracked(args: Any, kwargs: Any, kept: Kept) -> Any:
+    """The arguments as copies of tensors that autograd tracks: to those themselves nothing may be written in place."""
+    copies = {}
+    for tensor in kept.read.values():
+        if isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+            copies[id(tensor)] = tensor.requires_grad_().clone()
+    kept.given = {key: copies.get(id(tensor), tensor) for key, tensor in kept.read.items()}
+    return pytree.tree_map(lambda leaf: copies.get(id(leaf), leaf), (args, kwargs))
 
 
-def _compare_gradients(what: Check, program: Any, output: Any, kept: Kept, eager: Kept) -> list[Found]:
+def _compare_gradients(what: Check, program: Any, output: Any, kept: Kept, eager: Kept) -> Iterator[Found]:
     """Gradients of the sum of all output elements, each times a fixed random weight."""
-    total: Any = 0.0
-    for index, leaf in enumerate(_tensors(output)):
-        if leaf.requires_grad:
-            real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-            generator = torch.Generator("cpu").manual_seed(index)
-            weights = torch.rand(real.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5
-            total = (real * weights.to(real)).sum() + total
     known = dict(what.parameters(program)) if what.parameters is not None else {}
     known |= {name: kept.read[key] for name, key in what.inputs.items()}
-    found: list[Found] = []
-    for name, key in what.gradients.items():
-        value = known[name.removeprefix("gradient of ")]
-        (gradient,) = torch.autograd.grad(total, [value], allow_unused=True, retain_graph=True)
+    tensors, weights = [], []
+    for index, leaf in enumerate(_tensors(output)):
+        if leaf.requires_grad:
+            tensors.append(torch.view_as_real(leaf) if leaf.is_complex() else leaf)
+            generator = torch.Generator("cpu").manual_seed(index)
+            steps = torch.randint(64, 192, tensors[-1].shape, generator=generator, device="cpu")
+            weights.append((steps.double() / 128).to(tensors[-1]))
+    wanted = [known[name.removeprefix("gradient of ")] for name in what.gradients]
+    found = torch.autograd.grad(tensors, wanted, weights, allow_unused=True) if tensors else [None] * len(wanted)
+    for (name, key), gradient in zip(what.gradients.items(), found, strict=True):
         expected = eager(key)
-        found += compare(name, expected, torch.zeros_like(expected) if gradient is None else gradient, what)
-    return found
+        yield from compare(name, expected, torch.zeros_like(expected) if gradient is None else gradient, what)

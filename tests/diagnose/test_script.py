@@ -25,6 +25,8 @@ from pytest_torchexport.draft import Surroundings
 
 engine = import_module("pytest_torchexport.check")  # the package's attribute of that name is the function
 
+jit: Any = torch.jit
+
 X = torch.linspace(0.1, 1.2, 12).reshape(3, 4)
 
 
@@ -148,6 +150,7 @@ class Counter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.seen = 0
+        self.total: torch.Tensor
         self.register_buffer("total", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -266,10 +269,36 @@ def test_arguments_of_every_kind_come_back(tmp_path: Path) -> None:
     assert "strides=(1, 3)" in Path(outcome.reproduction or "").read_text(encoding="utf-8")
 
 
+def test_arguments_of_the_users_classes_need_their_module(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "batches.py").write_text(
+        "import dataclasses, enum, torch\n\n\nclass Kind(enum.Enum):\n    BIG = 1\n\n\n"
+        "@dataclasses.dataclass\nclass Batch:\n    x: torch.Tensor\n    kind: Kind\n\n\n"
+        "torch.export.register_dataclass(Batch)\n",
+        encoding="utf-8",
+    )
+    sys.path.insert(0, str(tmp_path / "source"))
+    recipe = Recipe("def load(path, device):\n    return lambda batch: batch.x * 2.5\n")
+    try:
+        batches = import_module("batches")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Doubled, "recipe", recipe)
+            patch.setattr(Doubled, "__call__", lambda self, batch: batch.x * 2.5)
+            batch = batches.Batch(X, batches.Kind.BIG)
+            outcome = failing(tmp_path / "kept", lambda batch: batch.x * 2, (batch,), backend=Doubling())
+    finally:
+        sys.path.remove(str(tmp_path / "source"))
+        sys.modules.pop("batches")
+    shown = reproduced(outcome, tmp_path)
+    assert shown.code == 1
+    assert same_numbers(outcome, shown)
+    assert "batches (classes of the input)" in Path(outcome.reproduction or "").read_text(encoding="utf-8")
+
+
 def test_scripted_models_take_numbers_strings_and_none(tmp_path: Path) -> None:
     class Options(nn.Module):
         def forward(self, x: torch.Tensor, factor: float, name: str, mask: torch.Tensor | None = None) -> torch.Tensor:
-            if torch.jit.is_scripting():
+            if torch.jit.is_scripting():  # type: ignore[attr-defined]
                 factor = factor + 1.0
             return x * factor if name == "it's" and mask is None else x
 
@@ -282,7 +311,7 @@ def test_scripted_models_take_numbers_strings_and_none(tmp_path: Path) -> None:
 def test_a_structure_that_differs(tmp_path: Path) -> None:
     class Container(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
-            return (x, x) if torch.jit.is_tracing() else {"x": x}
+            return (x, x) if jit.is_tracing() else {"x": x}
 
     outcome = failing(tmp_path / "kept", Container(), backend="trace")
     shown = reproduced(outcome, tmp_path)
@@ -298,7 +327,8 @@ class Squared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return 3 * grad * ctx.saved_tensors[0]
+        x: torch.Tensor = ctx.saved_tensors[0]
+        return 3 * grad * x
 
 
 def test_gradients(tmp_path: Path) -> None:
@@ -309,7 +339,7 @@ def test_gradients(tmp_path: Path) -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = x * self.weight
-            return y * y if torch.jit.is_tracing() else Squared.apply(y)
+            return y * y if jit.is_tracing() else Squared.apply(y)  # type: ignore[no-untyped-call]
 
     outcome = failing(tmp_path / "kept", Surrogate(), backend="trace", grad=True, n_inputs=0)
     shown = reproduced(outcome, tmp_path)
@@ -429,7 +459,7 @@ def test_what_no_file_holds_is_said(tmp_path: Path) -> None:
         def __call__(self) -> float:
             return 2.0
 
-    def function(x: torch.Tensor, by: Any) -> torch.Tensor:
+    def function(x: torch.Tensor, by: Any) -> Any:
         return x * by()
 
     recipe = Recipe("def load(path, device):\n    return None\n")
