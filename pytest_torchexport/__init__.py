@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure, Suspicion
+    from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, Structure, Suspicion
     from pytest_torchexport.backends.compile import Compile
     from pytest_torchexport.backends.onnx import Onnx
     from pytest_torchexport.backends.onnx_torchscript import OnnxTorchScript
@@ -58,7 +58,7 @@ _HOME = {
     "check": "assert_equivalent check",
     "compare.tolerance": "Tolerance",
     "inputs.domain": "booleans floats integers optional sampled_from",
-    "backends.base": "Backend Exported ExportRequest Structure Suspicion",
+    "backends.base": "Backend Exported ExportRequest Recipe Structure Suspicion",
     "conformance": "check_backend",
     "backends.registry": "register_backend",
     "backends.torchscript": "Script Trace",
@@ -92,6 +92,7 @@ __all__ = [
     "Onnx",
     "OnnxTorchScript",
     "Outcome",
+    "Recipe",
     "ReferenceInvalid",
     "Script",
     "Stage",

@@ -20,6 +20,7 @@ from pytest_torchexport.plugin.stash import RUN, Run
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
 __all__ = ["export_cell", "export_check"]
 
@@ -70,6 +71,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 # --- collection ---
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what earlier failures left in the output directory, unless it is asked for."""
+    if collection_path.name != "test_repro.py":
+        return None
+    from pytest_torchexport.plugin.output import was_left_behind
+
+    return was_left_behind(collection_path, config) or None
 
 
 @pytest.hookimpl(trylast=True)  # behind the user's parameters: items of one model stand together and share its results

@@ -45,6 +45,17 @@ def _is_ours(output: Path) -> bool:
         return False
 
 
+def was_left_behind(file: Path, config: pytest.Config) -> bool:
+    """Whether a file is the test that a failure left, and is not asked for: by its name or by that of its folder.
+
+    Several of one name could not be run together: pytest imports tests by their names.
+    """
+    if not (file.parent / "outcome.json").is_file():
+        return False
+    asked_for = {config.invocation_params.dir / argument.partition("::")[0] for argument in config.args}
+    return asked_for.isdisjoint((file, file.parent))
+
+
 def ignore_output(run: Run, kept: Path | None) -> None:
     """Keep an output directory that this run made out of version control."""
     ignore = run.settings.output / ".gitignore"

@@ -47,6 +47,25 @@ def test_a_directory_that_the_plugin_made_is_ignored_and_kept_fresh(project: Pro
     assert _folders(kept) == sorted([folder, "other"])
 
 
+def test_the_test_that_a_failure_leaves_runs_where_it_is_asked_for(project: Project) -> None:
+    project.test(TESTS)
+    project.run().assert_outcomes(failed=1, passed=1)
+    output = project.path / "export-output"
+    (folder,) = _folders(output)
+    assert (output / folder / "test_repro.py").exists()
+    assert (output / folder / "repro.py").exists()
+    project.run().assert_outcomes(failed=1, passed=1)
+    project.run(".").assert_outcomes(failed=1, passed=1)
+    for asked_for in (f"export-output/{folder}/test_repro.py", f"export-output/{folder}"):
+        project.run(asked_for).assert_outcomes(failed=1)
+    assert folder in _folders(output)
+
+
+def test_a_test_of_the_users_with_that_name_runs(project: Project) -> None:
+    (project.path / "test_repro.py").write_text("def test_mine():\n    pass\n", encoding="utf-8")
+    project.run().assert_outcomes(passed=1)
+
+
 def test_a_directory_of_the_user_is_left_as_it_is(project: Project) -> None:
     project.test(TESTS)
     mine = project.path / "mine"
