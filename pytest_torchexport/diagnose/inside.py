@@ -161,7 +161,7 @@ def _other_types(case: Case, ours: _Seen, theirs: _Seen) -> Iterator[Clue]:
         narrow = [made for dtype, made in mine.types.items() if known and _WIDTH.get(dtype, 9) < min(known)]
         if narrow and others.types:
             name, usual = str(narrow[0].dtype).removeprefix("torch."), ", ".join(_names(others.types))
-            text = f"{who} computes in {name} from {narrow[0]} on, {other} in {usual} throughout"
+            text = f"in {who}, {narrow[0]} computes in {name}; {other} computes in {usual} throughout"
             cause = Cause.DTYPE if _is_of_size(case, narrow[0].dtype) else None
             yield Clue((Evidence(text, narrow[0].location),), cause, tested=False)
 

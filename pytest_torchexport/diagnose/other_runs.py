@@ -158,13 +158,31 @@ def other_weights(case: Case) -> Iterator[Clue]:
         for name, value in ours.items()
         if name in theirs and _is_another(value.detach(), theirs[name].detach())
     }
-    if not other or not case.explained_by(case.eager(program=_with_weights(case, other))):
+    if not other:
         return
     name = next(iter(other))
+    names = f"{name!r}{f' and {len(other) - 1} more' if len(other) > 1 else ''}"
+    if stored := _stored_as({name: ours[name].detach() for name in other}, other):
+        text = f"the exported program's weights are not eager's: {names} were stored as {stored}"
+        yield Clue((Evidence(text),), Cause.DTYPE)
+        return
     furthest = float((ours[name].detach() - other[name].to(ours[name].device)).abs().max())
-    more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-    text = f"the exported program has other weights: {name!r}{more} (off by up to {furthest:.3g})"
-    yield Clue((Evidence(text),), Cause.NUMERIC)
+    text = f"the exported program's weights are not eager's: {names} (off by up to {furthest:.3g})"
+    explained = case.explained_by(case.eager(program=_with_weights(case, other)))
+    yield Clue((Evidence(text),), Cause.NUMERIC if explained else None)
+
+
+def _stored_as(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> str:
+    """The narrower type whose numbers nearest to eager's the values are; empty if they are none."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        if all(
+            value.is_floating_point()
+            and value.dtype.itemsize > dtype.itemsize
+            and identical(value.to(dtype).to(value.dtype), theirs[name].to(value.device))
+            for name, value in ours.items()
+        ):
+            return str(dtype).removeprefix("torch.")
+    return ""
 
 
 def _with_weights(case: Case, values: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
