@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.diagnose.frontier import Parting, Point
     from pytest_torchexport.outcome import Location
+
+_CAST = re.compile(r"^(Cast|CastLike|(aten::|aten\.)(to|_to_copy|half|float|double|type_as))\b")
 
 _GROUP = 20
 """Operators of a group that are named."""
@@ -79,6 +82,12 @@ def _belonging(eager: Side, theirs: Point) -> int:
 def _same_place(program: Side, eager: Side, first: int, lost: int) -> Divergence:
     """Both part on the same line and in the same submodule: which operators do the two have there?"""
     mine = eager.points[lost]
+    if program.points[first].line is None and _kind(program, first) == _kind(eager, lost):
+        # The program does not know its lines, so what else stands on this one cannot be told.
+        return _with_place(_divergence(program, first, [], mine.operator, ""), mine)
+    if _CAST.search(program.points[first].operator) and not _CAST.search(mine.operator):
+        # A cast whose result is not in eager has lost something: it is no mere move.
+        return _only_program(program, first, f"eager has no such operator here; it goes on with {mine.operator}")
     here, there = _computing(program, first), _computing(eager, lost)
     alike = 0
     while alike < min(len(here), len(there)) and _kind(program, here[-1 - alike]) == _kind(eager, there[-1 - alike]):
@@ -90,9 +99,16 @@ def _same_place(program: Side, eager: Side, first: int, lost: int) -> Divergence
         return _only_program(program, first, f"eager has no such operator here; it goes on with {mine.operator}")
     if len(more) <= 1:
         whole = f"eager computes it in {len(less)} operators, from {mine.operator} on" if len(less) > 1 else ""
-        return _divergence(program, first, [], mine.operator, whole)
+        return _with_place(_divergence(program, first, [], mine.operator, whole), mine)
     note = f"eager computes this line in other operators, from {mine.operator} on: the fault may be in any of these"
-    return _divergence(program, first, more, mine.operator, note)
+    return _with_place(_divergence(program, first, more, mine.operator, note), mine)
+
+
+def _with_place(found: Divergence, mine: Point) -> Divergence:
+    """What was found; the line and the submodule from eager, for a program that does not know its lines."""
+    if found.location is not None:
+        return found
+    return replace(found, location=_location(mine), module=found.module or mine.module)
 
 
 def _left_out(program: Side, eager: Side, first: int, lost: int) -> Divergence:
