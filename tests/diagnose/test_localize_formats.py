@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-call,no-any-return,operator,index,arg-type,union-attr,call-overload,has-type"
-"""Faults planted in TorchScript programs and in ONNX files: each is found where it is, or in the group that holds it."""
+"""Faults planted in TorchScript programs and ONNX files: each is found where it is, or in the group that holds it."""
 
 from __future__ import annotations
 
@@ -528,7 +528,7 @@ ONNX = {
 
 @pytest.mark.parametrize("kind", [Onnx, OnnxTorchScript], ids=["onnx", "onnx-torchscript"])
 @pytest.mark.parametrize("name", listed(ONNX, "swapped operands", "a cast to float16", "one head of two"))
-def test_onnx(name: str, kind: type[Onnx] | type[OnnxTorchScript]) -> None:
+def test_onnx(name: str, kind: type[Onnx | OnnxTorchScript]) -> None:
     fault, values = ONNX[name], list[str]()
     model, x = subject(fault.subject)
     backend = faulty(kind(opset=fault.opset), "save", file(fault.edit, values))
