@@ -92,13 +92,15 @@ def _of_module(model: torch.nn.Module) -> Construction:
 def _maker(model: torch.nn.Module, speller: Speller) -> tuple[str, Callable[[], torch.nn.Module]]:
     """The expression that makes a module, and the same as a function."""
     kind = type(model)
-    if kind in (torch.nn.Sequential, torch.nn.ModuleList) and list(model._modules) == list(map(str, range(len(model)))):
-        parts = [_maker(part, speller) for part in model]
+    if kind in (torch.nn.Sequential, torch.nn.ModuleList) and list(model._modules) == [
+        str(index) for index in range(len(model._modules))
+    ]:
+        parts = [_maker(part, speller) for part in model._modules.values() if part is not None]
         texts = ", ".join(text for text, _ in parts)
         home = speller.reference(kind)
         if kind is torch.nn.Sequential:
-            return f"{home}({texts})", lambda: kind(*(make() for _, make in parts))
-        return f"{home}([{texts}])", lambda: kind([make() for _, make in parts])
+            return f"{home}({texts})", lambda: torch.nn.Sequential(*(make() for _, make in parts))
+        return f"{home}([{texts}])", lambda: torch.nn.ModuleList([make() for _, make in parts])
     if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         msg = f"it is a {kind.__name__}, which has no constructor of its own"
         raise CannotSpell(msg)

@@ -7,6 +7,7 @@ import enum
 import math
 import sys
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torch
 from pytest_torchexport.subject import containers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 
 class CannotSpell(Exception):
@@ -118,21 +119,21 @@ class Speller:
         return text if isinstance(value, list) else f"{self._import('collections')}.deque({text})"
 
     def _named(self, value: Any, inside: Mapping[str, str]) -> str:
-        mapping = isinstance(value, containers.Mapping)
+        mapping = isinstance(value, Mapping)
         parts = ", ".join(f"{step!r}: {text}" for step, text in inside.items())
         return f"Named({type(value).__name__!r}, {{{parts}}}{', mapping=True' if mapping else ''})"
 
     def _of_class(self, value: Any, inside: Mapping[str, str]) -> str:
-        known = containers.is_namedtuple(value) or isinstance(value, containers.Mapping)
+        known = containers.is_namedtuple(value) or isinstance(value, Mapping)
         if not known and not dataclasses.is_dataclass(value):
             msg = f"an object of {type(value).__qualname__}"
             raise CannotSpell(msg)
         made = self.reference(type(value))
-        if isinstance(value, containers.Mapping) and not all(isinstance(key, str) for key in value):
+        if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
             return (
                 f"{made}({{{', '.join(f'{self.spell(k)}: {t}' for k, t in zip(value, inside.values(), strict=True))}}})"
             )
-        names = list(value) if isinstance(value, containers.Mapping) else [step.lstrip(".") for step in inside]
+        names = list(value) if isinstance(value, Mapping) else [step.lstrip(".") for step in inside]
         return f"{made}({', '.join(f'{name}={text}' for name, text in zip(names, inside.values(), strict=True))})"
 
     def reference(self, kind: type) -> str:

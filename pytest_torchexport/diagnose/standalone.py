@@ -350,8 +350,8 @@ def compare_values(
         return Found(path, text if largest else "no difference", counts, largest)
     at, allowed = failed[path]
     element = _at(theirs, at).double() - _at(ours, at).double()
-    same = bool(_at(ours, at) == _at(theirs, at)) or bool(_at(ours, at).isnan() & _at(theirs, at).isnan())
-    counts = not same and not bool(element.abs() <= allowed)
+    alike = bool(_at(ours, at) == _at(theirs, at)) or bool(_at(ours, at).isnan() & _at(theirs, at).isnan())
+    counts = not alike and not bool(element.abs() <= allowed)
     text += f" (allowed at {list(at)}: {allowed:.3g})" if largest else ""
     return Found(path, text if largest else "no difference", counts or (beyond and largest > allowed), largest)
 
