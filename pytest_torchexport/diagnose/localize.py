@@ -7,6 +7,7 @@ eager's within its rounding noise does.
 
 from __future__ import annotations
 
+import functools
 import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pytest_torchexport.compare.double import InDouble
 from pytest_torchexport.compare.jitter import Jitter
 from pytest_torchexport.compare.records import named_leaves
 from pytest_torchexport.compare.tree import as_tensor, pair
+from pytest_torchexport.diagnose.as_a_whole import rewritten
 from pytest_torchexport.diagnose.eager_steps import Follower, Recorder
 from pytest_torchexport.diagnose.frontier import Point, State, part
 from pytest_torchexport.diagnose.matching import Known, Matcher
@@ -67,7 +69,8 @@ def localize(case: Case) -> Divergence | None:
         return None
     theirs = watched.side(_targets(watched.sketches, [other for _, other in differing], eager.cap))
     own = _own(eager, watched.shared, [mine for mine, _ in differing])
-    return conclude(theirs, own)
+    found = conclude(theirs, own)
+    return found or rewritten(case.program.exported.optimizer, differing, functools.partial(_walk, case))
 
 
 @dataclass

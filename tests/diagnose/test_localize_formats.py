@@ -537,3 +537,46 @@ def test_onnx(name: str, kind: type[Onnx | OnnxTorchScript]) -> None:
     modules = fault.module if isinstance(fault.module, tuple) else (fault.module, fault.module)
     place = Place(tuple(values), (), modules[0 if by_export else 1], fault.line, fault.dropped)
     found_at(outcome, place, model, knows_lines=bool(fault.line))
+
+
+@pytest.mark.parametrize("kind", [Onnx, OnnxTorchScript], ids=["onnx", "onnx-torchscript"])
+def test_what_goes_wrong_only_in_the_optimised_session(kind: type[Onnx | OnnxTorchScript]) -> None:
+    """A session that runs another graph than the file holds stands for an optimiser that rewrites it wrongly."""
+    fault, model_and_input = ONNX["swapped operands"], subject("mlp")
+    plant, held = file(fault.edit, []), list[bytes]()
+
+    class Rewriting(kind):  # type: ignore[misc, valid-type]
+        def save(self, program: Any, directory: Path) -> Path:
+            path: Path = super().save(program, directory)
+            held.append(path.read_bytes())
+            plant(path)
+            return path
+
+        def load(self, program: Any, path: Path, request: Any) -> Any:
+            loaded = super().load(program, path, request)
+            path.write_bytes(held[0])
+            return loaded
+
+    model, x = model_and_input
+    outcome = check(model, (x,), backend=Rewriting(), n_inputs=0, branches="off")
+    assert outcome.verdict is Verdict.MISMATCH
+    assert outcome.divergence is not None
+    assert not outcome.divergence.operator
+    assert "ONNX Runtime's graph optimiser" in outcome.divergence.note
+    assert "first diverging layer: none" in outcome.message
+
+
+def test_exchanged_results_are_not_put_down_to_the_optimiser() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x.sin(), x.cos()
+
+    def exchange(graph: Any) -> list[str]:
+        first, second = (node.output[0] for node in graph.node)
+        graph.node[0].output[0], graph.node[1].output[0] = second, first
+        return [first, second]
+
+    backend = faulty(Onnx(), "save", file(exchange, []))
+    outcome = check(Model(), (torch.rand(4, 5),), backend=backend, n_inputs=0, branches="off")
+    assert outcome.verdict is Verdict.MISMATCH
+    assert outcome.divergence is None or "optimiser" not in outcome.divergence.note
