@@ -295,7 +295,7 @@ class _Story:
         # A few inputs on which eager is mostly noise (constant ones, before a normalisation) say nothing of a model.
         named = any(trial.kind in ("example", "extra") for trial, _ in unjudged)
         if unjudged and not failures and (named or len(unjudged) > len(self.draft.inputs)):
-            return self.draft.outcome(Verdict.INVALID, f"on the input {unjudged[0][0].label}, {unjudged[0][1]}")
+            return self.draft.too_chaotic(unjudged[0][0].label, unjudged[0][1])
         uncompared |= {trial.label: why for trial, why in unjudged}
         coverage = compared_only(reference.coverage, uncompared, {tried.label for tried in self.draft.inputs})
         self.draft.facts["branches"] = coverage

@@ -14,7 +14,7 @@ from pytest_torchexport.backends.base import Backend, FlatOutput
 from pytest_torchexport.diagnose import figures, keep, message, ready_test, reproduce, script
 from pytest_torchexport.diagnose.cause import Attribution, Finding
 from pytest_torchexport.diagnose.refusal import explain, say
-from pytest_torchexport.diagnose.remedy import Failed, what_to_do
+from pytest_torchexport.diagnose.remedy import TOO_CHAOTIC, Failed, what_to_do
 from pytest_torchexport.memory import Memory
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.reference import ReferenceStore
@@ -144,6 +144,13 @@ class Draft:
             f"eager {self._model} is not deterministic: two runs from the same state and random seed differ on {where}"
         )
         return self.outcome(Verdict.INVALID, why)
+
+    def too_chaotic(self, label: str, why: str) -> Outcome:
+        """The outcome where eager's own rounding noise leaves nothing to be judged."""
+        what, _, more = why.partition(": ")
+        rest = f"on the input {label}, {what}"
+        head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.INVALID, rest)
+        return self.outcome(Verdict.INVALID, message.refused(head, None, more, way_out=TOO_CHAOTIC))
 
     def writes_parameters(self, marks: dict[str, Any]) -> Outcome | None:
         """The outcome where the exported program wrote the model's weights, which eager leaves alone."""

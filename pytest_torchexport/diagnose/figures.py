@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,22 +23,29 @@ OTHER_COMPUTATION = 1000.0
 _CLEARLY = 1.5
 """Factor between two errors from which on one counts as the larger."""
 _OTHERS_SHOWN = 3
+_VALUE = 80
+"""Columns for a value; a structure of tensors may be long."""
 
 
 def how_it_differs(leaf: Leaf) -> str:
     """The end of a headline: `output is 214x the rounding noise (limit 6x)`, `output is off by 0.3`."""
     if leaf.cause is not Cause.NUMERIC:
-        return f"{leaf.path}: {leaf.reason}"
+        return f"{leaf.path}: {leaf.reason.partition(';')[0]}"
     if leaf.score:
         return f"{leaf.path} is off by {times(leaf.score)} the rounding noise (limit {times(leaf.limit)})"
     return f"{leaf.path} is off by {leaf.max_abs:.3g} where {leaf.allowed:.2g} is allowed"
 
 
-def told(leaves: Sequence[Leaf]) -> list[str]:
-    """The worst leaf in full, some others in a line each, the rest counted; the first indentation is two spaces."""
+def told(leaves: Sequence[Leaf], *, bands: bool = True) -> list[str]:
+    """The worst leaf in full, some others in a line each, the rest counted.
+
+    Args:
+        leaves: what differs, the worst first.
+        bands: say what a difference of that size was seen to be; not where it is known better.
+    """
     if not leaves:
         return []
-    lines = _in_full(leaves[0])
+    lines = _in_full(leaves[0], bands=bands)
     lines += [f"  also {_in_a_line(leaf)}" for leaf in leaves[1 : 1 + _OTHERS_SHOWN]]
     more = len(leaves) - 1 - _OTHERS_SHOWN
     return [*lines, f"  and {more} more"] if more > 0 else lines
@@ -50,18 +58,20 @@ def times(factor: float) -> str:
     return f"{factor:.2g}x" if factor < 100 else f"{factor:,.0f}x" if factor < 1e6 else f"{factor:.2g}x"
 
 
-def _in_full(leaf: Leaf) -> list[str]:
+def _in_full(leaf: Leaf, *, bands: bool) -> list[str]:
     lines = wrapped(f"{leaf.path}{_where(leaf)}", "  ", "      ")
     values = [("eager", leaf.expected, leaf.eager_error), ("exported", leaf.actual, leaf.exported_error)]
-    width = max(len(leaf.expected), len(leaf.actual))
-    for who, value, error in values if leaf.expected or leaf.actual else ():
+    values = [(who, textwrap.shorten(value, _VALUE, placeholder=" …"), error) for who, value, error in values]
+    width = max(len(value) for _, value, _ in values)
+    told = leaf.cause is Cause.SPECIAL_VALUE or not (leaf.expected or leaf.actual)
+    for who, value, error in () if told else values:
         off = f"   {error:.2g} from float64" if leaf.reference and leaf.cause is Cause.NUMERIC else ""
         lines.append(f"      {who:<8}  {value:<{width if off else 0}}{off}".rstrip())
     if leaf.reference and leaf.cause is Cause.NUMERIC:
         closer = "   the export is closer to it than eager is" if is_better(leaf) else ""
         lines.append(f"      {'float64':<8}  {leaf.reference}{closer}")
     if leaf.cause is Cause.NUMERIC:
-        lines += [line for text in (_judged(leaf), least_tolerance(leaf)) for line in indented(text)]
+        lines += [line for text in (_judged(leaf, bands=bands), least_tolerance(leaf)) for line in indented(text)]
     return lines
 
 
@@ -85,7 +95,7 @@ def is_better(leaf: Leaf) -> bool:
     return bool(leaf.reference) and leaf.eager_error > _CLEARLY * leaf.exported_error
 
 
-def _judged(leaf: Leaf) -> str:
+def _judged(leaf: Leaf, *, bands: bool) -> str:
     """By what it was judged, and how far beyond that it is."""
     by_hand = leaf.rule.removeprefix("set: ") if leaf.rule.startswith("set: ") else ""
     if not leaf.score:
@@ -93,7 +103,8 @@ def _judged(leaf: Leaf) -> str:
     draws = f"{leaf.draws} jittered run{'s' * (leaf.draws != 1)} of eager" if leaf.draws else "jittered runs of eager"
     source = f"{draws} and float64" if leaf.reference else draws
     limit = f"limit {times(leaf.limit)}" + (f", set by hand: {by_hand}" if by_hand else "")
-    return f"{times(leaf.score)} the rounding noise there ({leaf.noise:.2g}, from {source}), {limit}{band(leaf.score)}"
+    size = band(leaf.score) if bands else ""
+    return f"{times(leaf.score)} the rounding noise there ({leaf.noise:.2g}, from {source}), {limit}{size}"
 
 
 def _bound(rule: str, by_hand: str) -> str:

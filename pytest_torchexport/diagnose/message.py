@@ -55,7 +55,7 @@ def mismatch(
     lines += again.lines if again is not None else []
     if raised is not None:
         lines += _raised(raised)
-    lines += figures.told(leaves)
+    lines += figures.told(leaves, bands=not any("precision=" in fact.text for fact in attribution.evidence))
     if divergence is not None:
         lines += _parting(divergence, attribution.location)
     lines += paragraph("what to do", what_to_do)
@@ -136,6 +136,8 @@ def _raised(raised: str) -> list[str]:
 
 def _parting(divergence: Divergence, known: Location | None) -> list[str]:
     """The first layer at which the two part; nothing where that says no more than the user's line does."""
+    if not (divergence.operator or divergence.eager):
+        return paragraph("first diverging layer", f"none: {divergence.note}") if divergence.note else []
     place = divergence.location if divergence.location != known else None
     if known is not None and not divergence.module and place is None:
         return []

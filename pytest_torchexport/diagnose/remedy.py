@@ -20,6 +20,12 @@ _TRACED = ("trace", "onnx-torchscript")
 _FROM_GRAPH = ("export", "onnx", "aoti")
 """Backends that go through torch.export."""
 
+TOO_CHAOTIC = (
+    "Return what is computed before the step that magnifies rounding errors, check in double precision "
+    "(dtype='float64'), or set a tolerance for this output by hand, tolerance=Tolerance(rtol=..., atol=...)."
+)
+"""Where no verdict is possible, as rounding alone changes everything."""
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -49,6 +55,11 @@ class Failed:
     def source(self) -> str:
         """The user's line; empty if unknown."""
         return self.attribution.location.source if self.attribution.location is not None else ""
+
+    @property
+    def on_example(self) -> bool:
+        """Whether the example itself fails, so that it is no matter of other inputs."""
+        return any("the example among them" in fact.text for fact in self.attribution.evidence)
 
     @property
     def worst(self) -> Leaf | None:
@@ -143,6 +154,10 @@ def _structure(failed: Failed) -> str:
 
 def _dtype(failed: Failed) -> str:
     worst = failed.worst
+    if worst is not None and worst.reason.startswith("Tensor instead of"):
+        return (
+            "Return a tensor in eager too, or leave the value out of the output: this exported form has tensors only."
+        )
     to = f".to(torch.{worst.dtype})" if worst and worst.dtype else ".to(dtype)"
     return (
         f"Fix the dtype where the value is made, with {to} or dtype=: where tensors meet Python numbers or each other, "
@@ -151,6 +166,11 @@ def _dtype(failed: Failed) -> str:
 
 
 def _shape(failed: Failed) -> str:
+    if failed.on_example:
+        return (
+            "Look for an operator that keeps, drops or merges a dimension (keepdim, squeeze, flatten, view), which the "
+            "export does in another way, and name the result's shape there: reshape(...)."
+        )
     if not failed.dynamic and failed.backend != "trace":
         return (
             "Look for a size that is written as a number or that squeeze, view or expand infer; if the dimension "
@@ -160,15 +180,15 @@ def _shape(failed: Failed) -> str:
 
 
 def _special_value(failed: Failed) -> str:
-    made = failed.worst is not None and failed.worst.actual in ("nan", "inf", "-inf")
-    if made:
+    both = any("so does" in fact.text for fact in failed.attribution.evidence)
+    if not both and failed.worst is not None and failed.worst.actual in ("nan", "inf", "-inf"):
         return (
             "Keep the operands in the range of the dtype before they overflow or are divided by zero: torch.clamp, an "
             "eps in the denominator, masking by a large finite number instead of -inf."
         )
     return (
-        "The export loses a NaN or infinity that eager gives, as operators differ in how they treat them: replace it "
-        "in the model with torch.nan_to_num, or keep such inputs out with inputs= or assume=."
+        "Operators of the export treat NaN and infinities in another way than eager's: replace them in the model with "
+        "torch.nan_to_num where they arise, or keep such inputs out with inputs= or assume=."
     )
 
 

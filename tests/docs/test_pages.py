@@ -7,14 +7,17 @@ A comment before a block says how it is run:
 `file` writes the block to that name in the page's folder; a file of tests is run, and the numbers are the expected
 results (without numbers: all pass). `args` are further arguments of pytest. `fresh` empties the folder first.
 A Python block without a file is run as a script, with the names of the scripts before it on the same page.
+With `run`, a file is such a script. A `text` block with `output` shows what the script before it printed.
 A `console` block that begins with `$ pytest` is run, and what it shows is compared; a line `...` stands for any lines.
-Numbers with a fraction are not compared. `UPDATE_DOCS=1 pytest tests/docs` writes those of this machine into the pages.
+Numbers with a fraction are not compared, in the output of a script no numbers at all, nor where its lines end.
+`UPDATE_DOCS=1 pytest tests/docs` writes what this machine prints into the pages.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from pytest_torchexport.backends import registry
 from pytest_torchexport.plugin import options
@@ -86,7 +90,7 @@ def _settings(text: str) -> dict[str, str]:
     settings = {}
     for part in shlex.split(text):
         key, _, value = part.partition("=")
-        known = (*RESULTS, "file", "args", "fresh")
+        known = (*RESULTS, "file", "args", "fresh", "run", "output")
         assert key in known, f"unknown setting {key!r} in a doc comment; accepted: {', '.join(known)}"
         settings[key] = value
     return settings
@@ -123,8 +127,29 @@ def match(shown: list[str], printed: list[str]) -> list[str]:
     return found
 
 
+def told(text: str) -> str:
+    """An output without what differs between two machines: numbers, and where its lines end because of them."""
+    return " ".join(re.sub(r"-?\d[\d.,]*(?:e[+-]?\d+)?x?", "#", text).split())
+
+
+def with_messages(shown: list[str], printed: list[str]) -> list[str]:
+    """The shown lines with the messages of failures as they are printed now, where as many are shown."""
+
+    def parts(lines: list[str]) -> list[tuple[bool, list[str]]]:
+        return [(is_error, list(group)) for is_error, group in itertools.groupby(lines, lambda x: x.startswith("E "))]
+
+    now = [group for is_error, group in parts(printed) if is_error]
+    places = [number for number, line in enumerate(shown) if line.startswith("E ")]
+    if places and len(now) == 1:  # it may be shown with gaps
+        return [*shown[: places[0]], *now[0], *shown[places[-1] + 1 :]]
+    if sum(is_error for is_error, _ in parts(shown)) != len(now):
+        return shown
+    taken = iter(now)
+    return [line for is_error, group in parts(shown) for line in (next(taken) if is_error else group)]
+
+
 WITH_CODE = [page for page in PAGES if any(block.language in ("python", "console") for block in blocks(page))]
-HEAVY = {"README.md", "docs/how-to/write-a-backend.md"}  # many exports
+HEAVY = {"README.md", "docs/how-to/write-a-backend.md", "docs/how-to/failure-gallery.md"}  # many exports
 
 
 def _name(page: Path) -> str:
@@ -152,6 +177,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names: dict[str, object] = {}
+        self.printed = ""
 
     def follow(self, block: Block) -> str:
         """Do what the block says; return its text, with the output of this run."""
@@ -160,11 +186,15 @@ class Reader:
                 file.unlink()
         if block.file is not None:
             (self.folder / block.file).write_text(block.text, encoding="utf-8")
-            if block.file.startswith("test_"):
+            if "run" in block.settings:
+                self._script(block, block.file.removesuffix(".py"))
+            elif block.file.startswith("test_"):
                 found, output = self.pytest(block.file, *block.args)
                 assert found == (block.results or {"passed": found.get("passed", 1)}), output
         elif block.language == "python":
-            self._script(block)
+            self._script(block, f"line_{block.line}")
+        elif "output" in block.settings:
+            return self._output(block)
         elif block.language == "console" and block.text.startswith("$ pytest"):
             return self._console(block)
         return block.text
@@ -182,21 +212,32 @@ class Reader:
         for file in self.folder.glob("*.py"):
             sys.modules.pop(file.stem, None)
 
-    def _script(self, block: Block) -> None:
+    def _script(self, block: Block, name: str) -> None:
         # A file and a module of its own: TorchScript reads the source of what it compiles.
-        name = f"line_{block.line}"
         path = self.folder / f"{name}.py"
         path.write_text(block.text, encoding="utf-8")
         module = sys.modules[name] = types.ModuleType(name)
         module.__dict__.update(self.names | {"__file__": str(path), "__name__": name})
-        exec(compile(block.text, str(path), "exec"), module.__dict__)
+        torch.manual_seed(0)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(block.text, str(path), "exec"), module.__dict__)
+        self.printed = printed.getvalue().replace(str(self.folder), "~/project")
         self.names |= {key: value for key, value in vars(module).items() if not key.startswith("__")}
+
+    def _output(self, block: Block) -> str:
+        """Compare what is shown with what the script before printed; with UPDATE_DOCS, take that instead."""
+        printed = "".join(f"{line.rstrip()}\n" for line in self.printed.splitlines())
+        assert os.environ.get("UPDATE_DOCS") or told(block.text) == told(printed), printed
+        return printed
 
     def _console(self, block: Block) -> str:
         """Compare what is shown with what is printed; return the block as it is printed here."""
         command, *shown = block.text.splitlines()
         output = self.pytest(*shlex.split(command.removeprefix("$ pytest")))[1]
-        found = match(shown, output.replace(str(self.folder), "~/project").splitlines())
+        printed = output.replace(str(self.folder), "~/project").splitlines()
+        if os.environ.get("UPDATE_DOCS"):
+            shown = with_messages(shown, printed)
+        found = match(shown, printed)
         return "\n".join([command, *found, ""])
 
 
@@ -220,15 +261,21 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     [pytest.param(page, id=_name(page), marks=[pytest.mark.slow] * (_name(page) in HEAVY)) for page in WITH_CODE],
 )
 def test_blocks_run(page: Path, reader: Reader) -> None:
-    content = page.read_text(encoding="utf-8")
+    lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
+    moved = 0
     for block in blocks(page):
         try:
-            content = content.replace(block.text, reader.follow(block))
+            now = reader.follow(block).splitlines(keepends=True)
         except BaseException as error:
             error.add_note(f"{_name(page)}:{block.line}")
             raise
+        shown = block.text.splitlines(keepends=True)
+        start = block.line + moved
+        if lines[start : start + len(shown)] == shown:  # what is indented is not written
+            lines[start : start + len(shown)] = now
+            moved += len(now) - len(shown)
     if os.environ.get("UPDATE_DOCS"):
-        page.write_text(content, encoding="utf-8")
+        page.write_text("".join(lines), encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -247,8 +294,9 @@ def test_links_of_the_readme() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_reader_sees_a_wrong_page(reader: Reader) -> None:
+def test_the_reader_sees_a_wrong_page(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of the tests: a wrong number of results, a wrong output and a script that raises are all found."""
+    monkeypatch.delenv("UPDATE_DOCS", raising=False)
     (reader.folder / "test_plain.py").write_text("def test_one(): pass\n", encoding="utf-8")
     text = "def test_one(): pass\ndef test_two(): assert False\n"
     with pytest.raises(AssertionError):
@@ -258,5 +306,9 @@ def test_the_reader_sees_a_wrong_page(reader: Reader) -> None:
     with pytest.raises(AssertionError, match="3 passed"):
         reader.follow(Block("console", "$ pytest test_plain.py\n...\n=== 3 passed in 0.01s ===\n", 1))
     reader.follow(Block("console", "$ pytest test_plain.py\n...\n=== 1 passed in 0.01s ===\n", 1))
+    reader.follow(Block("python", "print('off by 0.5 here')\n", 1))
+    reader.follow(Block("text", "off by 0.25\nhere\n", 1, {"output": ""}))
+    with pytest.raises(AssertionError):
+        reader.follow(Block("text", "off by 0.5 there\n", 1, {"output": ""}))
     with pytest.raises(NameError):
         reader.follow(Block("python", "nothing_of_this_name\n", 1))
