@@ -49,7 +49,7 @@ class OnnxAsWritten(Onnx):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         loaded._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return loaded  # type: ignore[no-any-return]
+        return loaded
 
 
 class Elsewise(Backend):
@@ -97,7 +97,8 @@ def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _without_onednn() -> Any:
+def without_onednn() -> Any:
+    """Convolutions and products by torch's own kernels."""
     return torch.backends.mkldnn.flags(enabled=False)
 
 
@@ -113,7 +114,7 @@ QUICK: tuple[str | Backend, ...] = (
     "onnx:optimize=false",
     OnnxAsWritten(),
     "onnx-torchscript",
-    Elsewise("eager-without-onednn", _without_onednn),
+    Elsewise("eager-without-onednn", without_onednn),
     Elsewise("eager-channels-last", change=_channels_last),
 )
 """Backends that take a second or two; those that call a C++ compiler take more and see fewer models."""

@@ -1,16 +1,18 @@
 """What is planted: a fault is a kind, a place in a program, and a seed for what is left to chance in it.
 
-The kinds are those of errors that exporters and runtimes have had: a changed constant, a lower precision in one layer, a
-dropped bias, another rounding mode, a wrong axis. They say nothing of how large an error must be to be found.
+The kinds are those of errors that exporters and runtimes have had: a changed constant, a lower precision in one layer,
+a dropped bias, another rounding mode, a wrong axis. They say nothing of how large an error must be to be found.
 """
 
 from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 Place = TypeVar("Place")
 Program = TypeVar("Program")

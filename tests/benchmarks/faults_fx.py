@@ -280,12 +280,6 @@ def _(module: GraphModule, node: Node, rng: Random) -> None:
     node.replace_all_uses_with(rng.choice(node.args[:2]))  # type: ignore[arg-type]
 
 
-@fault("swap_operands", "sub", "div", "floor_divide", "matmul", "where", fits=lambda node: _swappable(node))
-def _(module: GraphModule, node: Node, rng: Random) -> None:
-    *rest, one, other = node.args
-    node.args = (*rest, other, one)
-
-
 def _swappable(node: Node) -> bool:
     one, other = node.args[-2:] if len(node.args) > 1 else (None, None)
     if not (isinstance(one, Node) and isinstance(other, Node)):
@@ -294,7 +288,19 @@ def _swappable(node: Node) -> bool:
     return shape(one) == shape(other) and (name_of(node) != "matmul" or square)
 
 
-@fault("concat_order", "cat", fits=lambda node: len({shape(one) for one in node.args[0]}) < len(node.args[0]))  # type: ignore[union-attr, arg-type]
+@fault("swap_operands", "sub", "div", "floor_divide", "matmul", "where", fits=_swappable)
+def _(module: GraphModule, node: Node, rng: Random) -> None:
+    *rest, one, other = node.args
+    node.args = (*rest, other, one)
+
+
+def _alike(node: Node) -> bool:
+    """Whether two of the joined parts have one shape."""
+    parts: Any = node.args[0]
+    return len({shape(one) for one in parts}) < len(parts)
+
+
+@fault("concat_order", "cat", fits=_alike)
 def _(module: GraphModule, node: Node, rng: Random) -> None:
     parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
     pairs = [(i, j) for i in range(len(parts)) for j in range(i) if shape(parts[i]) == shape(parts[j])]
@@ -371,7 +377,7 @@ def _parts(module: GraphModule) -> list[Node]:
 def _wrong_part(module: GraphModule, node: Node, rng: Random) -> None:
     siblings = [
         one for one in node.args[0].users if one is not node and one.meta["val"].shape == node.meta["val"].shape
-    ]  # type: ignore[union-attr]
+    ]
     if siblings:
         node.update_arg(1, rng.choice(siblings).args[1])
 

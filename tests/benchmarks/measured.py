@@ -1,28 +1,30 @@
-"""One architecture under measurement: the engine's verdict on a program, and what the other rules say of its results."""
+"""One architecture under measurement: the engine's verdict on a program, and what the other rules say of it."""
 
 from __future__ import annotations
 
 import tempfile
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import onnx
 import torch
 
 from pytest_torchexport.backends.onnx import Onnx
+from pytest_torchexport.backends.onnx_session import Interface
+from pytest_torchexport.backends.onnx_session import leaves as onnx_leaves
 from pytest_torchexport.check import Policy, Subject, Surroundings, _Story, export, run
 from pytest_torchexport.outcome import Outcome, Verdict
 from pytest_torchexport.reference import ReferenceStore
-from pytest_torchexport.subject.call import bind
-from tests.benchmarks import observable, rules
+from pytest_torchexport.subject.call import Call, bind
+from tests.benchmarks import observable, observable_onnx, rules
 from tests.benchmarks.planted import Overheard, PlantedGraph, PlantedOnnx, leaves, planted
 from tests.benchmarks.zoo_all import build
 
 if TYPE_CHECKING:
-    import onnx
     from torch.fx import GraphModule
 
     from pytest_torchexport.backends.base import Backend
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     from tests.benchmarks.faults import Fault
 
 RULES = ("calibrated", "assert_close", "dynamo same")
-_NOTHING = 1e-13
-"""A smaller effect in float64, relative to the largest value, is its own rounding."""
+_NOTHING = 1e-6
+"""A smaller effect in float64, as a multiple of the rounding noise of the model's own type, is rounding of float64."""
 
 
 def _without_explanation() -> AbstractContextManager[Any]:
@@ -48,13 +50,18 @@ def _without_explanation() -> AbstractContextManager[Any]:
 
 
 class _Store(ReferenceStore):
-    """Tells what it gave last."""
+    """Eager's results on the one model and the inputs that an architecture has, made once."""
 
-    last: Reference
+    last: Reference | None = None
 
     def get(self, plan: Plan, *more: Any) -> Reference:
-        self.last = super().get(plan, *more)
+        if self.last is None:
+            self.last = super().get(plan, *more)
         return self.last
+
+
+class NotRun(Exception):
+    """There is no program to be judged: the exporter refused, or the runtime does not load what it wrote."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,11 @@ class Judged:
     outcome: Outcome
     agrees: dict[str, list[bool | None]]
     same_bits: bool
+
+    @property
+    def false_alarm(self) -> bool:
+        """Whether the engine calls the program anything but right."""
+        return self.outcome.verdict is not Verdict.EQUIVALENT
 
     def found(self, rule: str) -> bool:
         """Whether the rule finds something wrong with the program."""
@@ -91,11 +103,11 @@ class Architecture:
         self.model, self.args, self.options = build(self.name, self.seed)
         self.store = _Store()
 
-    def check(self, backend: Backend | str, tolerance: Tolerance | None = None) -> Outcome:
-        """The public engine's outcome."""
+    def check(self, backend: Backend | str, tolerance: Tolerance | None = None, *, explained: bool = False) -> Outcome:
+        """The public engine's outcome; of a mismatch the verdict alone, unless it is to be explained."""
         policy = Policy(backend, n_inputs=self.n_inputs, branches="off", seed=self.seed, tolerance=tolerance)
         around = Surroundings(references=self.store, origin=self.name)
-        with _without_explanation():
+        with nullcontext() if explained else _without_explanation():
             return run(Subject(self.model, self.args, **self.options), policy, around)
 
     def judge(self, backend: Backend) -> Judged:
@@ -103,10 +115,11 @@ class Architecture:
         overheard = Overheard(backend)
         outcome = self.check(overheard)
         pairs = list(zip(self.eager, overheard.seen, strict=False))
-        assert len(pairs) == len(self.eager) or outcome.verdict is Verdict.REFUSED, outcome.message
+        if len(pairs) < len(self.eager):
+            raise NotRun(outcome.summary)
         told = {tried.label: tried.agrees for tried in outcome.inputs}
         agrees: dict[str, list[bool | None]] = {
-            "calibrated": [told.get(trial.label) for trial in self.store.last.trials],
+            "calibrated": [told.get(trial.label) for trial in self.trials],
             "assert_close": [isinstance(z, list) and rules.assert_close(y, z) for y, z in pairs],
             "dynamo same": [
                 isinstance(z, list) and rules.dynamo_same(y, z, double)
@@ -116,16 +129,22 @@ class Architecture:
         return Judged(outcome, agrees, all(isinstance(z, list) and same_bits(y, z) for y, z in pairs))
 
     @cached_property
+    def trials(self) -> list[Trial]:
+        """What eager did on each input."""
+        if self.store.last is None:
+            self.check("trace:strict=false")
+        assert self.store.last is not None
+        return self.store.last.trials
+
+    @cached_property
     def calls(self) -> list[tuple[Any, ...]]:
         """The inputs, as positional arguments."""
-        if not hasattr(self.store, "last"):
-            self.check("trace:strict=false")
-        return [tuple(bind(self.model, trial.calls[0]).values()) for trial in self.store.last.trials]
+        return [tuple(bind(self.model, trial.calls[0]).values()) for trial in self.trials]
 
     @cached_property
     def eager(self) -> list[list[Any]]:
         """Eager's results on them."""
-        return [leaves(trial.record.outputs[0]) for trial in self.store.last.trials if self.calls]
+        return [leaves(trial.record.outputs[0]) for trial in self.trials]
 
     @cached_property
     def plain_double(self) -> list[list[Any] | None]:
@@ -137,8 +156,7 @@ class Architecture:
     def graph(self) -> GraphModule:
         """The graph of torch.export."""
         with torch.no_grad():
-            module = torch.export.export(self.model, self.args).module(check_guards=False)
-        return module  # type: ignore[return-value]
+            return torch.export.export(self.model, self.args).module(check_guards=False)
 
     @cached_property
     def _double(self) -> list[list[Any]]:
@@ -169,22 +187,24 @@ class Architecture:
                 single = [leaves(module(*call)) for call in self.calls]
         except (RuntimeError, IndexError, ValueError, TypeError):
             return float("inf")
+        return self._size(single, found, self._double)
+
+    def _size(self, results: list[Any], faulty: list[Any], right: list[Any]) -> float:
+        """From the results in eager's types, to see their kinds, and those in float64, with the fault and without."""
         largest = 0.0
-        for number, (y, z) in enumerate(zip(self.eager, single, strict=True)):
-            if len(y) != len(z) or any(
-                one.shape != other.shape or one.dtype != other.dtype for one, other in zip(y, z, strict=True)
-            ):
+        for number, (y, z) in enumerate(zip(self.eager, results, strict=True)):
+            if not isinstance(z, list) or not of_one_kind(y, z):
                 return float("inf")
             for place, eager in enumerate(y):
-                right, wrong = self._double[number][place], found[number][place]
+                one, other = right[number][place], faulty[number][place]
                 draws = [draw[place] for draw in self._draws[number]]
                 if not (eager.is_floating_point() or eager.is_complex()):
                     flips = torch.stack([draw != eager for draw in draws]).any(0)
-                    largest = max(largest, float("inf") if bool(((right != wrong) & ~flips).any()) else 0.0)
-                elif observable.relative_effect(right, wrong) > _NOTHING:
-                    scale = observable.noise_scale(eager, right, draws)
-                    largest = max(largest, observable.effect(right, wrong, scale))
-        return largest
+                    largest = max(largest, float("inf") if bool(((one != other) & ~flips).any()) else 0.0)
+                else:
+                    scale = observable.noise_scale(eager, self._double[number][place], draws)
+                    largest = max(largest, observable.effect(one, other, scale))
+        return largest if largest > _NOTHING else 0.0
 
     # --- faults of the file -------------------------------------------------------------------------------------------
 
@@ -201,9 +221,11 @@ class Architecture:
 
     @cached_property
     def onnx_file(self) -> onnx.ModelProto:
-        import onnx
-
         return onnx.load(self.onnx_folder / "model.onnx")
+
+    def judge_right_file(self) -> Judged:
+        """The verdict on the file before anything is planted in it. Raises what the exporter or the runtime raises."""
+        return self.judge(PlantedOnnx(self.onnx_folder, None))
 
     @cached_property
     def _right_results(self) -> list[Any]:
@@ -211,14 +233,38 @@ class Architecture:
         self.check(overheard)
         return overheard.seen[: len(self.calls)]
 
-    def judge_onnx(self, fault: Fault[onnx.ModelProto, Any]) -> tuple[Judged, bool]:
-        """The verdicts, and whether the fault changes any bit of the right file's results."""
+    @cached_property
+    def _double_of_file(self) -> list[Any]:
+        return self._file_in_double(self.onnx_file)
+
+    def _file_in_double(self, file: onnx.ModelProto) -> list[Any]:
+        """The results of a file in float64. Raises what the reference implementation of ONNX raises."""
+        twin, table = observable_onnx.doubled(file), Interface.read(self.onnx_folder / "model.onnx").inputs
+        found = []
+        for call in self.calls:
+            given = onnx_leaves(self.model, Call(call, {}))
+            arrays = {table[leaf.key]: leaf.value.numpy() for leaf in given if leaf.key in table}
+            found.append([torch.from_numpy(one) for one in observable_onnx.in_double(twin, arrays)])
+        return found
+
+    def judge_onnx(self, fault: Fault[onnx.ModelProto, Any]) -> tuple[Judged, bool, float]:
+        """The verdicts, whether the fault changes any bit of the right file's results, and its size as in `size_of`."""
         overheard = Overheard(PlantedOnnx(self.onnx_folder, fault.plant))
         judged = self.judge(overheard)
         results = overheard.seen[: len(self.calls)]
         pairs = zip(self._right_results, results, strict=False)
-        changed = len(results) < len(self.calls) or not all(isinstance(z, list) and same_bits(y, z) for y, z in pairs)
-        return judged, changed
+        changed = not all(isinstance(z, list) and same_bits(y, z) for y, z in pairs)
+        if not all(isinstance(z, list) and of_one_kind(y, z) for y, z in zip(self.eager, results, strict=True)):
+            return judged, changed, float("inf")
+        file = onnx.ModelProto()
+        file.CopyFrom(self.onnx_file)
+        fault.plant(file)
+        return judged, changed, self._size(results, self._file_in_double(file), self._double_of_file)
+
+
+def of_one_kind(one: list[Any], other: list[Any]) -> bool:
+    """Whether two results have equal shapes and dtypes."""
+    return [(a.shape, a.dtype) for a in one] == [(b.shape, b.dtype) for b in other]
 
 
 def same_bits(one: list[Any], other: list[Any]) -> bool:

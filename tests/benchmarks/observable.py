@@ -23,18 +23,25 @@ if TYPE_CHECKING:
 
 DRAWS = 4
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
-_EXACT = frozenset(
-    "view reshape _unsafe_view as_strided permute transpose t expand slice select squeeze unsqueeze split chunk unbind "
-    "cat stack clone copy_ contiguous alias detach embedding gather index index_select where relu neg abs max_pool2d "
-    "max_pool2d_with_indices constant_pad_nd reflection_pad2d pad zeros ones full zeros_like ones_like full_like arange "
-    "new_zeros new_ones eye lift_fresh_copy roll flip topk sort argmax amax max min clamp round floor ceil trunc sign "
-    "masked_fill unfold _to_copy expand_copy fill_ zero_ empty empty_like empty_strided tril triu".split()
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_EXACT = _words(
+    "view reshape _unsafe_view as_strided permute transpose t expand slice select squeeze unsqueeze split chunk "
+    "unbind cat stack clone copy_ contiguous alias detach embedding gather index index_select where relu neg abs "
+    "max_pool2d max_pool2d_with_indices constant_pad_nd reflection_pad2d pad zeros ones full zeros_like ones_like "
+    "full_like arange new_zeros new_ones eye lift_fresh_copy roll flip topk sort argmax amax max min clamp round "
+    "floor ceil trunc sign masked_fill unfold _to_copy expand_copy fill_ zero_ empty empty_like empty_strided tril "
+    "triu"
 )
-_COARSE = frozenset(
+_COARSE = _words(
     "exp exp2 log log2 pow tanh sigmoid erf gelu silu mish softplus hardswish hardsigmoid _softmax _log_softmax sqrt "
     "rsqrt sin cos elu leaky_relu native_layer_norm native_batch_norm native_group_norm scaled_dot_product_attention "
     "_scaled_dot_product_flash_attention_for_cpu _native_batch_norm_legit_no_training lstm gru _fft_r2c "
-    "linalg_solve_ex _linalg_solve_ex upsample_bicubic2d upsample_bilinear2d grid_sampler_2d".split()
+    "linalg_solve_ex _linalg_solve_ex upsample_bicubic2d upsample_bilinear2d grid_sampler_2d"
 )
 
 
@@ -147,9 +154,3 @@ def effect(right: torch.Tensor, wrong: torch.Tensor, scale: torch.Tensor) -> flo
     apart = torch.where(one == other, 0.0, (one - other).abs() / scale)
     both_nan = one.isnan() & other.isnan()
     return float(torch.where(both_nan, 0.0, apart.nan_to_num_(nan=torch.inf)).max())
-
-
-def relative_effect(right: torch.Tensor, wrong: torch.Tensor) -> float:
-    """The same in units of the largest value."""
-    scale = torch.full_like(_real(right), max(float(_real(right).abs().nan_to_num().max()), 1e-300))
-    return effect(right, wrong, scale)

@@ -6,11 +6,13 @@ that does nothing hides every fault.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 ZOO: dict[str, Callable[[], Made]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,9 +11,12 @@ from torch.nn import functional
 
 from tests.benchmarks.zoo import Made, architecture
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class _Tagger(nn.Module):
-    def __init__(self, cell: type[nn.RNNBase], *, both: bool) -> None:
+    def __init__(self, cell: Callable[..., nn.RNNBase], *, both: bool) -> None:
         super().__init__()
         self.embed, self.rnn = nn.Embedding(40, 12), cell(12, 16, batch_first=True, bidirectional=both)
         self.head = nn.Linear(32 if both else 16, 5)
@@ -141,7 +144,7 @@ class _Temporal(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.inner(x)
         for conv in self.gates:
-            one, gate = conv(functional.pad(x, (conv.dilation[0], 0))).chunk(2, dim=1)
+            one, gate = conv(functional.pad(x, (int(conv.dilation[0]), 0))).chunk(2, dim=1)
             x = x + torch.tanh(one) * torch.sigmoid(gate)
         return functional.softplus(self.out(x))
 

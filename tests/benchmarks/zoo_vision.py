@@ -62,7 +62,7 @@ class _Unet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down1, self.down2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)
-        self.middle, self.norm = nn.Conv2d(16, 16, 3, padding=1), nn.InstanceNorm2d(16, affine=True)
+        self.middle, self.norm = nn.Conv2d(16, 16, 3, 2, 1), nn.InstanceNorm2d(16, affine=True)
         self.up, self.mix, self.out = (
             nn.ConvTranspose2d(16, 8, 2, 2),
             nn.Conv2d(16, 8, 3, padding=1),
