@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_torchexport.subject.state import Snapshot
     from pytest_torchexport.trials import Reference, Trial
 
-RUNS = 30
+RUNS = 40
 """Runs of eager for one failing check."""
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _TRACED = 3
 """Runs of the model that an exporter may have made before it read the state."""
 _SEVERAL = 3
+_NORMS = 8
+"""Normalisations that are looked at one by one."""
 _ARGUMENTS = 6
 """Arguments that are held one by one."""
 _CALLS = 4
@@ -35,17 +37,15 @@ def other_mode(case: Case) -> Iterator[Clue]:
     model = case.plan.model
     if not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule):
         return
-    depends = [module for module in model.modules() if not list(module.children())]
-    norms = [module for module in depends if getattr(module, "track_running_stats", False)]
-    for chosen in (list(model.modules()), norms):
-        if not chosen:
-            continue
-        record = case.eager(program=_in_other_mode(model, chosen))
-        if case.explained_by(record):
-            now, other = ("training", "eval") if model.training else ("eval", "training")
-            what = "" if len(chosen) > len(norms) else f"with {type(norms[0]).__name__} "
-            text = f"the exported program does what eager does {what}in {other} mode; the model is in {now} mode"
-            yield Clue((Evidence(text),), Cause.NUMERIC)
+    norms = {name: module for name, module in model.named_modules() if getattr(module, "track_running_stats", False)}
+    single = {f"{name!r}": [module] for name, module in list(norms.items())[:_NORMS]} if len(norms) > 1 else {}
+    kinds = ", ".join(sorted({type(module).__name__ for module in norms.values()}))
+    some = {kinds: list(norms.values()), **single} if norms else {}
+    for who, chosen in {"": list(model.modules()), **some}.items():
+        if case.explained_by(case.eager(program=_in_other_mode(model, chosen))):
+            mode, other = ("training", "eval") if chosen[0].training else ("eval", "training")
+            what = f"with {who} in {other} mode; it is" if who else f"in {other} mode; the model is"
+            yield Clue((Evidence(f"the exported program does what eager does {what} in {mode} mode"),), Cause.NUMERIC)
             return
 
 

@@ -111,6 +111,25 @@ class Swapped(Two):
         return y.sigmoid(), y.tanh()
 
 
+class Flags(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x > 0.5).all(), x.argmax()
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x).tanh())
+
+
+def second_training(model: Norms) -> nn.Module:
+    model.two.train()
+    return model
+
+
 class Heads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -420,6 +439,8 @@ DIVERGENCES = [
         case("half", Two, planted(backend, LinearInHalf), Cause.DTYPE, "computes in float16", slow=slow)
         for backend, slow in ((Trace(), False), (Export(), False), (Onnx(), True), (OnnxTorchScript(), True))
     ),
+    case("flags", Flags, planted(Export(), after(lambda y: (y[1], y[0]))), Cause.STRUCTURE, "are swapped"),
+    case("one-norm", Norms, planted(Trace(), second_training), Cause.NUMERIC, "with 'two' in training mode"),
     case("stored", Two, planted(Export(), in_half), Cause.DTYPE, "'lin.weight' and 1 more were stored as float16"),
     case("bfloat16", Two, planted(Export(), lambda m: LinearInHalf(m, torch.bfloat16)), Cause.DTYPE, "bfloat16"),
     case("to-half", Two, planted(Trace(), after(lambda y: (y[0].half(), y[1]))), Cause.DTYPE, "only the dtype"),
