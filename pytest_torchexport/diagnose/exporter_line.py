@@ -39,7 +39,8 @@ def _frames_of(node: Any) -> list[tuple[str, int | None]]:
     if isinstance(node, torch.fx.Node):
         return [(file, int(line)) for file, line in _FX_FRAME.findall(str(node.meta.get("stack_trace") or ""))]
     if isinstance(node, torch._C.Node):
-        return [(file, int(line)) for file, line in _JIT_FRAME.findall(node.sourceRange())][::-1]
+        frames: list[tuple[str, str]] = _JIT_FRAME.findall(str(node.sourceRange()))
+        return [(file, int(line)) for file, line in reversed(frames)]
     return []
 
 
