@@ -21,7 +21,7 @@ import torch
 from pytest_torchexport.compare.double import NoDouble
 from pytest_torchexport.compare.flips import Flips
 from pytest_torchexport.compare.jitter import EPS_EVERYWHERE, Jitter
-from pytest_torchexport.compare.opinion import Opinion, told, without_measurement
+from pytest_torchexport.compare.opinion import Opinion, measured_by, told, without_measurement
 from pytest_torchexport.compare.path import Path, Watch
 from pytest_torchexport.compare.rerun import Eager, in_double
 from pytest_torchexport.compare.spread import Seen, Spread, Values, same_class, scale_of, unravel, wide
@@ -136,7 +136,7 @@ class RoundingNoise:
         if opinion.agrees and opinion.too_chaotic:
             msg = (
                 f"{leaf.path} is too chaotic: the rounding noise of eager itself is {opinion.ratio:.2g} of the largest "
-                f"value ({opinion.draws} jittered runs), and any difference of that size would pass"
+                f"value ({measured_by(opinion)}), and any difference of that size would pass"
             )
             raise TooChaotic(msg)
         return told(leaf, opinion, expected, actual)

@@ -54,6 +54,12 @@ class Opinion:
     beyond: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
+def measured_by(opinion: Opinion) -> str:
+    """The runs of eager behind an opinion."""
+    runs = [f"{opinion.draws} jittered run{'' if opinion.draws == 1 else 's'}"] if opinion.draws else []
+    return " and ".join(runs + ["one in float64"] * opinion.centred)
+
+
 def without_measurement(leaf: Leaf) -> Leaf:
     """The verdict on a leaf whose noise is not, or cannot be, measured."""
     if leaf.agrees or leaf.rule == "exact" or leaf.cause is not Cause.NUMERIC:

@@ -1,4 +1,4 @@
-"""Is a difference of the size that computing in a lower precision gives? And which setting of torch asks for one."""
+"""A setting that asks for a lower precision is named where that precision explains the difference."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_torchexport.diagnose.case import Case
+    from pytest_torchexport.outcome import Leaf
 
-_WIDEST, _OTHERS = "bf16", ("tf32", "fp16")
-_SPOKEN = {
-    "tf32": "matrix products and convolutions in TF32",
-    "bf16": "everything in bfloat16",
-    "fp16": "everything in float16",
-}
+_PRECISION_OF = {"high": "tf32", "medium": "bf16"}
+"""What `torch.set_float32_matmul_precision` allows."""
+_SPOKEN = {"tf32": "products in TF32", "bf16": "products in bfloat16"}
 _FAR = 1e6
 """Beyond so many times the noise no precision is an explanation: bfloat16's is 65536 times as coarse as float32."""
 _MOST = 0.5
@@ -31,32 +29,28 @@ _MOST = 0.5
 
 
 def reduced_precision(case: Case) -> Iterator[Clue]:
-    """The finest of the lower precisions that give differences of this size, and the settings that ask for one.
+    """The settings of either side that ask for a lower precision, if it gives differences of this size.
 
     It is no proof, so that it does not become the cause: a constant that is a little off looks alike.
     """
-    numeric = [leaf for leaf in case.leaves if leaf.score]
-    if (
-        not case.left
-        or len(numeric) < len(case.leaves)
-        or any(
-            leaf.cause is not Cause.NUMERIC or leaf.dtype != "float32" or not math.isfinite(leaf.score)
-            for leaf in numeric
-        )
-    ):
+    asked = dict(_asked(case))
+    if not asked or not case.left or not case.leaves or any(map(_is_something_else, case.leaves)):
         return
-    if max(leaf.score for leaf in numeric) > _FAR or any(leaf.mismatched < _MOST * leaf.elements for leaf in numeric):
-        return
-    if not _explains(case, _WIDEST):
-        return
-    finest = next((one for one in _OTHERS if _explains(case, one)), _WIDEST)
-    facts = [f"computing {_SPOKEN[finest]} gives differences of this size"]
-    asked = _settings(case.plan.device.type)
-    if asked and finest in ("tf32", "bf16"):
-        facts.append(f"torch is set to {asked}")
-    else:
-        facts.append(f"if that is meant: Tolerance(precision={finest!r})")
-    yield Clue((Evidence("; ".join(facts)),))
+    for precision in dict.fromkeys(asked.values()):
+        if _explains(case, precision):
+            settings = ", ".join(name for name, one in asked.items() if one == precision)
+            text = (
+                f"{settings} allows {_SPOKEN[precision]}, which gives differences of this size; if that is meant: "
+                f"Tolerance(precision={precision!r})"
+            )
+            yield Clue((Evidence(text),))
+            return
+
+
+def _is_something_else(leaf: Leaf) -> bool:
+    if leaf.cause is not Cause.NUMERIC or leaf.dtype != "float32" or not 0 < leaf.score < math.inf:
+        return True
+    return leaf.score > _FAR or leaf.mismatched < _MOST * leaf.elements
 
 
 def _explains(case: Case, precision: str) -> bool:
@@ -78,12 +72,16 @@ def _explains(case: Case, precision: str) -> bool:
     return not comparison.disagreeing and not comparison.unjudged
 
 
-def _settings(device: str) -> str:
-    """The settings of torch that ask for products in a lower precision, as a person sets them; empty if none does."""
+def _asked(case: Case) -> Iterator[tuple[str, str]]:
+    """The settings, as a person makes them, and the precision that each allows."""
     flags = devices.numerics_flags()
-    asked = []
-    if flags["float32_matmul_precision"] != "highest":
-        asked.append(f"float32_matmul_precision={flags['float32_matmul_precision']!r}")
-    if device == "cuda":
-        asked += [name for name in ("cuda.matmul.allow_tf32", "cudnn.allow_tf32") if flags[name]]
-    return ", ".join(asked)
+    matmul = flags["float32_matmul_precision"]
+    if matmul in _PRECISION_OF:
+        yield f"torch.set_float32_matmul_precision({matmul!r})", _PRECISION_OF[matmul]
+    if case.plan.device.type != "cuda":
+        return
+    for name in ("cuda.matmul.allow_tf32", "cudnn.allow_tf32"):
+        if flags[name]:
+            yield f"torch.backends.{name}", "tf32"
+    if case.program.exported.details.get("provider") == "CUDAExecutionProvider":
+        yield "ONNX Runtime's use_tf32, which is on by default,", "tf32"
