@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.diagnose.frontier import between, follows_from, recovering
+from pytest_torchexport.diagnose.frontier import State, between, follows_from, recovering
 from pytest_torchexport.diagnose.kinds import kind_of
 from pytest_torchexport.outcome import Divergence
 from pytest_torchexport.subject import source
@@ -152,7 +152,7 @@ def _only_program(program: Side, first: int, note: str) -> Divergence:
 def _divergence(program: Side, first: int, group: Sequence[int], eager: str, note: str) -> Divergence:
     point = program.points[first]
     places = sorted({*between(program.points, first), *_doubted(program, first), *group} - {first})
-    inputs = [program.scores[place] for place in point.sources if math.isfinite(program.scores[place])]
+    inputs = [program.scores[place] for place in point.sources if program.points[place].state is State.SHARED]
     notes = [note] if note else []
     if len(places) > _GROUP:
         notes.append(f"and {len(places) - _GROUP} more operators")
@@ -187,8 +187,18 @@ def _apart(one: Point, other: Point) -> bool:
 
 def _computing(side: Side, first: int) -> list[int]:
     """The lost values on the line and in the submodule of the first one, without those that were only moved."""
-    here = [place for place in side.parting.lost if not _apart(side.points[place], side.points[first])]
-    return [place for place in here if _kind(side, place) != "move"]
+    here: list[int] = []
+    for place in side.parting.lost:
+        if _apart(side.points[place], side.points[first]) or _kind(side, place) == "move":
+            continue
+        if not here or not _of_one_operator(side.points[here[-1]], side.points[place]):
+            here.append(place)
+    return here
+
+
+def _of_one_operator(one: Point, other: Point) -> bool:
+    """Whether two values that come one after the other are results of one operator."""
+    return (one.operator, one.sources, one.line) == (other.operator, other.sources, other.line)
 
 
 def _kind(side: Side, place: int) -> str:
