@@ -42,7 +42,7 @@ class FlatGraph:
     """
 
     def __init__(self, loaded: Any) -> None:
-        self._module = loaded._c if isinstance(loaded, torch.jit.ScriptModule) else None
+        self._module: Any = loaded._c if isinstance(loaded, torch.jit.ScriptModule) else None
         program = loaded if self._module is None else self._module._get_method("forward")
         self.graph: Any = program.graph.copy()
         self._self = None if self._module is None else next(self.graph.inputs()).unique()
@@ -127,8 +127,9 @@ class FlatGraph:
                 callers = callers[:-1] if origin is None else [*callers, origin]
             elif callers:
                 own = Origin(callers[-1].module, location(node) or callers[-1].location)
-                # A call that could not be inlined has kept its own.
-                self._origins.update({one.unique(): own for one in node.outputs()} | self._origins)
+                for one in node.outputs():
+                    # A call that could not be inlined has kept its own.
+                    self._origins.setdefault(one.unique(), own)
             for block in node.blocks():
                 self._name_inlined(block.nodes(), callers)
 

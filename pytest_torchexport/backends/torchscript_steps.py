@@ -22,15 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 # What is put behind an operator. `ids` gets a number for each tensor that `log` gets.
+# A tensor may be none at all: an operator that has nothing to say gives an undefined one.
 _TENSOR = """
-graph(%log : Tensor[], %ids : int[], %id : int, %value : Tensor):
-  %none : NoneType = prim::Constant()
-  %copy : Tensor = aten::clone(%value, %none)
-  %0 : Tensor[] = aten::append(%log, %copy)
-  %1 : int[] = aten::append(%ids, %id)
-  return ()
-"""
-_OPTIONAL = """
 graph(%log : Tensor[], %ids : int[], %id : int, %value : Tensor?):
   %none : NoneType = prim::Constant()
   %given : bool = aten::__isnot__(%value, %none)
@@ -117,7 +110,7 @@ def steps(
     def run(*args: Any, **kwargs: Any) -> None:
         named = defaults | kwargs | dict(zip(names, args, strict=False))
         # As written: torch would fuse operators and fold constants, which is not the program's own doing.
-        with torch.jit.optimized_execution(should_optimize=False):  # type: ignore[no-untyped-call]
+        with torch.jit.optimized_execution(should_optimize=False):  # type: ignore[attr-defined]
             kept.extend(function(*module, *(named[name] for name in names)))
 
     call(run)
@@ -210,8 +203,8 @@ class _Recording:
             for value in site.values:
                 number = self._graph.insertConstant(len(self._values))
                 self._values.append((value.debugName(), value.unique()))
-                recorder = _TENSOR if value.type().kind() == "TensorType" else _LIST if is_list(value) else _OPTIONAL
-                self._graph.insertGraph(_recorder(recorder), [self._log, self._ids, number, value])
+                recorder = _recorder(_LIST if is_list(value) else _TENSOR)
+                self._graph.insertGraph(recorder, [self._log, self._ids, number, value])
 
     def read(self, tensors: list[Any], ids: list[int], owner: str) -> Iterator[Step]:
         """The steps, from what the lists hold after a run.
@@ -258,6 +251,10 @@ def _runs(ids: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:
-    """The value with strides, as others can compare it; optimised programs compute on a layout of their own."""
+    """The value as others can compare it: with numbers that have a place each."""
     value = value.detach()
-    return value.to_dense() if value.layout is torch._mkldnn else value  # type: ignore[attr-defined]
+    if value.is_nested:
+        return value.to_padded_tensor(0)
+    if value.is_quantized:
+        return value.dequantize()
+    return value if value.layout is torch.strided else value.to_dense()

@@ -7,6 +7,8 @@ another operator has overwritten since it was computed.
 from __future__ import annotations
 
 import functools
+import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,34 +70,35 @@ def is_handed_on(node: Any) -> bool:
     return node.kind() in _OF_CONTAINERS and next(node.inputs()).type().kind() in kinds
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """For each argument and each result of an operator the sets of memory that it may be in, and what it writes to."""
+
+    arguments: tuple[frozenset[str], ...] = ()
+    results: tuple[frozenset[str], ...] = ()
+    written: tuple[bool, ...] = ()
+
+
 @functools.cache
-def _schema(text: str) -> Any:
+def _memory(schema: str) -> _Memory:
     try:
-        return torch._C.parse_schema(text)
+        parsed = torch._C.parse_schema(schema)
     except RuntimeError:
         # A type of its own, or none.
-        return None
+        return _Memory()
+    arguments, results = (tuple(_sets(one) for one in many) for many in (parsed.arguments, parsed.returns))
+    return _Memory(arguments, results, tuple(one.is_write for one in parsed.arguments))
 
 
-def _alias_sets(node: Any) -> tuple[list[set[str]], list[set[str]], list[bool]]:
-    """For each input and each output the sets of memory that it may be in, and which inputs are written to."""
-    schema = _schema(node.schema())
-    inputs, outputs = list(node.inputs()), list(node.outputs())
-    if schema is None or len(schema.arguments) < len(inputs):
-        return [set() for _ in inputs], [set() for _ in outputs], [False] * len(inputs)
-    arguments = schema.arguments[: len(inputs)]
-    results = [*schema.returns, *([None] * len(outputs))][: len(outputs)]
-    return [_memory(one) for one in arguments], [_memory(one) for one in results], [one.is_write for one in arguments]
-
-
-def _memory(argument: Any) -> set[str]:
-    info = None if argument is None else argument.alias_info
-    return set() if info is None else {str(one).rpartition("::")[2] for one in info.before_set}
+def _sets(argument: Any) -> frozenset[str]:
+    info = argument.alias_info
+    return frozenset() if info is None else frozenset(str(one).rpartition("::")[2] for one in info.before_set)
 
 
 def writes(node: Any) -> list[Any]:
     """The inputs that a node changes in place."""
-    return [value for value, written in zip(node.inputs(), _alias_sets(node)[2], strict=True) if written]
+    written = _memory(node.schema()).written
+    return [value for value, one in zip(node.inputs(), written, strict=False) if one] if any(written) else []
 
 
 class Reads:
@@ -146,12 +149,15 @@ class Reads:
             self._define(out, [start, last])
 
     def _operator(self, node: Any) -> None:
-        handed_on = is_handed_on(node)
-        before, after, _ = _alias_sets(node)
-        for index, (value, memory) in enumerate(zip(node.outputs(), after, strict=True)):
-            self._definitions[value.unique()] = _element(node, index) or list(node.inputs())
-            for source, its_memory in zip(node.inputs(), before, strict=True):
-                if (handed_on and _holds_tensors(source) and _holds_tensors(value)) or memory & its_memory:
+        handed_on, memory = is_handed_on(node), _memory(node.schema())
+        inputs = list(node.inputs())
+        for index, value in enumerate(node.outputs()):
+            self._definitions[value.unique()] = _element(node, index) or inputs
+            own = memory.results[index] if index < len(memory.results) else frozenset()
+            if not (handed_on or own):
+                continue
+            for source, its in itertools.zip_longest(inputs, memory.arguments[: len(inputs)], fillvalue=frozenset()):
+                if (handed_on and _holds_tensors(source) and _holds_tensors(value)) or own & its:
                     self._join(value.unique(), source.unique())
         self._written += [one.unique() for one in writes(node)]
 

@@ -291,7 +291,7 @@ def test_the_model_and_its_parameters_are_untouched(backend: Backend, tmp_path: 
 @pytest.mark.parametrize("option", ["freeze", "optimize_for_inference"])
 def test_frozen_and_optimised_programs(backend: Backend, option: str, tmp_path: Path) -> None:
     model, x = Net().eval(), torch.randn(2, 3, 2, 2)
-    exported = build(type(backend)(**{option: True}), model, tmp_path, (x,))  # type: ignore[call-arg]
+    exported = build(type(backend)(**{option: True}), model, tmp_path, (x,))
     found = steps(exported, x)
     consistent(found)
     values = [value for step in found for value in step.outputs.values()]
@@ -310,10 +310,10 @@ def test_a_function_with_a_default(tmp_path: Path) -> None:
     x = torch.rand(3)
     found = steps(build(Script(), scaled, tmp_path, (x,)), x)
     assert [step.operator for step in found] == ["aten::mul", "aten::cos"]
-    assert torch.equal(found[-1].outputs.popitem()[1], (x * 3).cos())
+    assert torch.equal(next(iter(found[-1].outputs.values())), (x * 3).cos())
     assert found[0].module == ""
     found = steps(build(Script(), scaled, tmp_path, (x,)), x, by=2)
-    assert torch.equal(found[-1].outputs.popitem()[1], (x * 2).cos())
+    assert torch.equal(next(iter(found[-1].outputs.values())), (x * 2).cos())
 
 
 def test_methods_and_functions_have_the_module_and_line_of_their_own(tmp_path: Path) -> None:
@@ -447,8 +447,10 @@ class Recurrent(nn.Module):
         (nn.GRUCell(4, 5), torch.rand(2, 4)),
         (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.rand(2, 3, 8)),
         (nn.MultiheadAttention(8, 2, batch_first=True), (torch.rand(2, 3, 8),) * 3),
+        # Its attention gives an undefined tensor for the weights that nobody wants.
+        (nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), (torch.rand(2, 3, 8),) * 2),
     ],
-    ids=["lstm", "gru", "transformer", "attention"],
+    ids=["lstm", "gru", "encoder", "attention", "decoder"],
 )
 def test_the_last_values_are_the_outputs(backend: Backend, model: nn.Module, x: Any, tmp_path: Path) -> None:
     args = x if isinstance(x, tuple) else (x,)
@@ -461,6 +463,27 @@ def test_the_last_values_are_the_outputs(backend: Backend, model: nn.Module, x: 
     assert results
     for result in results:
         assert any(v.shape == result.shape and torch.allclose(v, result, rtol=1e-5, atol=1e-6) for v in values)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_quantized_values_are_given_as_numbers(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8).dequantize().exp()
+
+    x = torch.rand(3)
+    found = steps(build(Trace(), Model(), tmp_path, (x,)), x)
+    assert torch.equal(one(found, "aten::quantize_per_tensor")[1], one(found, "aten::dequantize")[1])
+
+
+def test_operators_that_nothing_depends_on_are_no_steps(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x.cos()
+            return x.sin()
+
+    x = torch.rand(3)
+    assert [step.operator for step in steps(build(Trace(), Model(), tmp_path, (x,)), x)] == ["aten::sin"]
 
 
 def test_a_changed_parameter_shows_in_the_step_that_reads_it(tmp_path: Path) -> None:
