@@ -174,15 +174,13 @@ class Discrete(nn.Module):
 class Keeps(nn.Module):
     """A state that was computed from parameters."""
 
-    h: torch.Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.lin = nn.Linear(6, 6)
         self.register_buffer("h", torch.zeros(6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.h = self.lin(x).mean(0) * 0.5 + self.h * 0.5
+        self.h = self.lin(x).mean(0) * 0.5 + self.h * 0.5  # type: ignore[has-type]
         return self.h * x
 
 
