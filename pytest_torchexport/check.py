@@ -377,7 +377,7 @@ class _Story:
             *(failure.trial, failure.record, failure.finding.leaves),
         )
         try:
-            return localize(case)
+            return localize(case, self.backend)
         except Exception as error:  # noqa: BLE001 it runs the model and the program under instruments
             self.draft.facts["details"]["localization"] = f"{type(error).__name__}: {error}"
             return None

@@ -45,7 +45,7 @@ class Listed:
 
 
 def flat(module: torch.nn.Module) -> fx.GraphModule:
-    """The module that torch.export makes of a program, taking the leaves of its arguments and giving those of its output.
+    """The module that torch.export makes of a program, from the leaves of its arguments to those of its output.
 
     Its checks of the arguments are left out.
     """

@@ -82,9 +82,7 @@ def interpret(graph: fx.GraphModule, leaves: Iterable[Any], *, prefix: str = "")
             for used, known in interpreter.env.items():
                 named = named_outputs(used.name, known) if written else {}
                 outputs |= {name: tensor for name, tensor in named.items() if memory_of(tensor) in written}
-            inputs = dict.fromkeys(
-                name for used in node.all_input_nodes for name in parts.get(used.name, (used.name,))
-            )
+            inputs = dict.fromkeys(name for used in node.all_input_nodes for name in parts.get(used.name, (used.name,)))
             yield Step(spell(node), tuple(inputs), outputs, module_of(node, prefix), location_of(node))
         for used in dying.get(node, ()):
             interpreter.env.pop(used, None)

@@ -6,11 +6,11 @@ import functools
 import re
 
 _NAMES = {
-    "product": "addmm mm linear gemm matmul bmm baddbmm addbmm mv addmv dot einsum fusedmatmul fusedgemm multi_dot inner",
-    "convolution": "conv conv1d conv2d conv3d convolution convtranspose conv_transpose1d conv_transpose2d conv_transpose3d "
-    "convolution_overrideable thnn_conv2d slow_conv2d fusedconv",
-    "layer norm": "layer_norm layernorm layernormalization skiplayernormalization simplifiedlayernormalization rms_norm "
-    "rmsnormalization",
+    "product": "addmm mm linear gemm matmul bmm baddbmm addbmm mv addmv dot einsum fusedmatmul fusedgemm inner",
+    "convolution": "conv conv1d conv2d conv3d convolution convtranspose conv_transpose1d conv_transpose2d "
+    "conv_transpose3d convolution_overrideable thnn_conv2d slow_conv2d fusedconv",
+    "layer norm": "layer_norm layernorm layernormalization skiplayernormalization simplifiedlayernormalization "
+    "rms_norm rmsnormalization",
     "batch norm": "batch_norm batchnormalization batch_norm_legit batch_norm_legit_no_training batch_norm_with_update "
     "batch_norm_impl_index batch_norm_no_update",
     "group norm": "group_norm groupnormalization groupnorm instance_norm instancenormalization",
@@ -32,16 +32,16 @@ _NAMES = {
     "lookup": "embedding gather index_select index gathernd take embedding_bag",
     "join": "cat concat concatenate stack hstack vstack",
     "pad": "pad constant_pad_nd reflection_pad2d replication_pad2d reflection_pad1d replication_pad1d",
-    "resize": "interpolate resize upsample upsample_nearest2d upsample_bilinear2d upsample_nearest1d upsample_bicubic2d "
-    "upsample_nearest_exact2d upsample_linear1d upsample_trilinear3d upsample_nearest3d",
+    "resize": "interpolate resize upsample upsample_nearest2d upsample_bilinear2d upsample_nearest1d "
+    "upsample_bicubic2d upsample_nearest_exact2d upsample_linear1d upsample_trilinear3d upsample_nearest3d",
     "choose": "where masked_fill",
     "power": "pow power square",
     "leaky relu": "leaky_relu leakyrelu",
     "move": "view reshape expand permute transpose t unsqueeze squeeze slice select contiguous clone detach alias to "
     "to_copy cast castlike identity dropout feature_dropout alpha_dropout flatten unflatten split chunk "
-    "split_with_sizes tensor_split constant shape lift_fresh lift_fresh_copy movedim swapaxes narrow unsafe_view view_as "
-    "expand_as getitem reshape_alias copy unbind unsafe_split float half double type_as listconstruct tupleconstruct "
-    "tupleunpack listunpack numtotensor size constantofshape sym_size scalar_tensor",
+    "split_with_sizes tensor_split constant shape lift_fresh lift_fresh_copy movedim swapaxes narrow unsafe_view "
+    "view_as expand_as getitem reshape_alias copy unbind unsafe_split float half double type_as listconstruct "
+    "tupleconstruct tupleunpack listunpack numtotensor size constantofshape sym_size scalar_tensor",
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 _PREFIXES = ("native_", "mkldnn_", "cudnn_", "miopen_", "quantized_", "thnn_", "fused_", "unsafe_")

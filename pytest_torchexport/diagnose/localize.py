@@ -21,11 +21,12 @@ from pytest_torchexport.compare.jitter import Jitter
 from pytest_torchexport.compare.records import named_leaves
 from pytest_torchexport.compare.tree import as_tensor, pair
 from pytest_torchexport.diagnose.as_a_whole import rewritten
+from pytest_torchexport.diagnose.bisect import Bisection
+from pytest_torchexport.diagnose.divergence import Side, conclude
 from pytest_torchexport.diagnose.eager_steps import Follower, Recorder
 from pytest_torchexport.diagnose.frontier import Point, State, part
 from pytest_torchexport.diagnose.matching import Known, Matcher
 from pytest_torchexport.diagnose.sketch import sketch, tells_something
-from pytest_torchexport.diagnose.divergence import Side, conclude
 from pytest_torchexport.eager import eager_run
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.run import fixed_rng
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from pytest_torchexport.backends.base import Step
+    from pytest_torchexport.backends.base import Backend, Step
     from pytest_torchexport.diagnose.case import Case
     from pytest_torchexport.diagnose.eager_steps import Value
     from pytest_torchexport.outcome import Divergence
@@ -47,11 +48,12 @@ _NUMBERS = 32 << 20
 """Numbers of eager's values that are kept, each in about 12 bytes."""
 
 
-def localize(case: Case) -> Divergence | None:
+def localize(case: Case, backend: Backend) -> Divergence | None:
     """Find the first operator at which an exported program leaves eager, given equal values up to there.
 
     Args:
         case: the failing input, and what both sides did on it.
+        backend: what exported; submodules are exported alone where no operator shows the difference.
 
     Returns:
         What was found; None where the inside of the program cannot be seen, or where nothing can be said.
@@ -64,13 +66,17 @@ def localize(case: Case) -> Divergence | None:
     eager = _eager(case)
     if eager is None:
         return None
-    watched = _Watched(eager.cap, Matcher(eager.known, _LIMIT))
+    matcher = Matcher(eager.known, _LIMIT)
+    watched = _Watched(eager.cap, matcher)
     if not _walk(case, watched.see):
         return None
-    theirs = watched.side(_targets(watched.sketches, [other for _, other in differing], eager.cap))
+    targets = _targets(watched.sketches, [other for _, other in differing], eager.cap)
+    theirs = watched.side(targets)
     own = _own(eager, watched.shared, [mine for mine, _ in differing])
     found = conclude(theirs, own)
-    return found or rewritten(case.program.exported.optimizer, differing, functools.partial(_walk, case))
+    found = found or rewritten(case.program.exported.optimizer, differing, functools.partial(_walk, case))
+    # The steps gave other results than the program itself: it runs its operators in another way than one by one.
+    return found or (None if targets else Bisection(case, backend, matcher, eager.cap).find())
 
 
 @dataclass
@@ -213,9 +219,7 @@ class _Watched:
 
     def see(self, call: int, step: Step) -> None:
         """Take in a step of a call."""
-        sources = tuple(
-            dict.fromkeys(self._places[call, name] for name in step.inputs if (call, name) in self._places)
-        )
+        sources = tuple(dict.fromkeys(self._places[call, name] for name in step.inputs if (call, name) in self._places))
         line = (step.location.file, step.location.line) if step.location is not None else None
         for name, tensor in step.outputs.items():
             place = len(self.points)
@@ -244,11 +248,7 @@ def _own(eager: _Eager, shared: set[int], differing: Sequence[torch.Tensor]) -> 
         Point(
             value.operator,
             value.sources,
-            State.SHARED
-            if value.outside or value.index in shared
-            else State.ALONE
-            if value.telling
-            else State.SILENT,
+            State.SHARED if value.outside or value.index in shared else State.ALONE if value.telling else State.SILENT,
             value.module,
             value.place,
             value.weak,
@@ -260,9 +260,7 @@ def _own(eager: _Eager, shared: set[int], differing: Sequence[torch.Tensor]) -> 
     return Side(points, part(points, targets), ["" for _ in points], [0.0 for _ in points])
 
 
-def _targets(
-    sketches: dict[tuple[int, int], int], differing: Sequence[torch.Tensor], cap: int
-) -> list[int]:
+def _targets(sketches: dict[tuple[int, int], int], differing: Sequence[torch.Tensor], cap: int) -> list[int]:
     """The values that are the results which differ."""
     keys = [(tensor.numel(), _hash(sketch(tensor, cap))) for tensor in differing if tensor.numel()]
     return [sketches[key] for key in keys if key in sketches]

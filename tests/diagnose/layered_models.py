@@ -133,7 +133,8 @@ class Experts(nn.Module):
 class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.LeakyReLU(0.1), nn.Conv2d(8, 16, 3, 2, 1))
+        first, second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.body = nn.Sequential(first, nn.BatchNorm2d(8), nn.LeakyReLU(0.1), second)
         self.classes = nn.Conv2d(16, 6, 1)
         self.box = nn.Conv2d(16, 4, 1)
         self.register_buffer("anchors", torch.rand(16, 2) * 8)
