@@ -70,6 +70,9 @@ def is_handed_on(node: Any) -> bool:
     return node.kind() in _OF_CONTAINERS and next(node.inputs()).type().kind() in kinds
 
 
+_NOWHERE: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class _Memory:
     """For each argument and each result of an operator the sets of memory that it may be in, and what it writes to."""
@@ -153,10 +156,10 @@ class Reads:
         inputs = list(node.inputs())
         for index, value in enumerate(node.outputs()):
             self._definitions[value.unique()] = _element(node, index) or inputs
-            own = memory.results[index] if index < len(memory.results) else frozenset()
+            own = memory.results[index] if index < len(memory.results) else _NOWHERE
             if not (handed_on or own):
                 continue
-            for source, its in itertools.zip_longest(inputs, memory.arguments[: len(inputs)], fillvalue=frozenset()):
+            for source, its in zip(inputs, itertools.chain(memory.arguments, itertools.repeat(_NOWHERE)), strict=False):
                 if (handed_on and _holds_tensors(source) and _holds_tensors(value)) or own & its:
                     self._join(value.unique(), source.unique())
         self._written += [one.unique() for one in writes(node)]
