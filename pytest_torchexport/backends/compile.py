@@ -21,7 +21,7 @@ import torch._dynamo as dynamo
 from pytest_torchexport.backends import recipes, torch_warnings
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, choose, expect
 from pytest_torchexport.backends.dynamo_log import DynamoLog
-from pytest_torchexport.backends.every_value import give_every_value, steps_of
+from pytest_torchexport.backends.every_value import Listing
 from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
@@ -150,29 +150,6 @@ class _Counting:
             self.compiler.reset()
 
 
-class _Listing:
-    """A Dynamo backend around another one, which has the compiled graphs give every value in them."""
-
-    def __init__(self, compiler: Callable[..., Any]) -> None:
-        self.__name__ = "listing"
-        self.compiler = compiler
-        self.steps: list[Step] = []
-        self._graphs = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        own, listed = give_every_value(graph)
-        compiled = self.compiler(graph, inputs)
-        self._graphs += 1
-        prefix = f"{self._graphs}." if self._graphs > 1 else ""
-
-        def run(*args: Any) -> Any:
-            values = compiled(*args)
-            self.steps += steps_of(listed, values[own:], prefix)
-            return values[:own]
-
-        return run
-
-
 class Compiled(Exported):
     """A model behind torch.compile, with the account of what was compiled.
 
@@ -220,7 +197,7 @@ class Compiled(Exported):
 
     def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
         """The operators that Dynamo captures, from graphs that are compiled once more so that they give every value."""
-        listing = _Listing(self._counting.compiler)
+        listing = Listing(self._counting.compiler)
         with _attributes_kept(self._model):
             compiled = torch.compile(
                 self._model, backend=listing, dynamic=self._options.dynamic, fullgraph=self._options.fullgraph

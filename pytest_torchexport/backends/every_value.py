@@ -13,7 +13,7 @@ from pytest_torchexport.backends.base import Step
 from pytest_torchexport.backends.fx_steps import location_of, memory_of, module_of, named_outputs, spell, written_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_torchexport.outcome import Location
 
@@ -119,6 +119,30 @@ def steps_of(listed: Sequence[Listed], values: Sequence[torch.Tensor], prefix: s
         yield Step(one.operator, tuple(prefix + name for name in one.inputs), outputs, one.module, one.location)
 
 
+class Listing:
+    """A Dynamo backend around another one, which has the compiled graphs give every value in them."""
+
+    def __init__(self, compiler: Callable[..., Any]) -> None:
+        self.__name__ = "listing"
+        self.compiler = compiler
+        self.steps: list[Step] = []
+        self._graphs = 0
+
+    def __call__(self, graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        """Compile a graph that gives every value, for callers that want its own outputs."""
+        own, listed = give_every_value(graph)
+        compiled = self.compiler(graph, inputs)
+        self._graphs += 1
+        prefix = f"{self._graphs}." if self._graphs > 1 else ""
+
+        def run(*args: Any) -> Any:
+            values = compiled(*args)
+            self.steps += steps_of(listed, values[own:], prefix)
+            return values[:own]
+
+        return run
+
+
 def _example(node: fx.Node) -> Any:
     value = node.meta.get("example_value", node.meta.get("val"))
     return value if named_outputs(node.name, value) else None
@@ -126,8 +150,11 @@ def _example(node: fx.Node) -> Any:
 
 def _whole(node: fx.Node, examples: dict[fx.Node, Any]) -> fx.Node:
     """The operator behind a node that only takes a part out of its results."""
-    while node.target is operator.getitem and not isinstance(examples.get(node.args[0]), torch.Tensor):
-        node = node.args[0]
+    while node.target is operator.getitem:
+        (first, *_) = node.args
+        if not isinstance(first, fx.Node) or isinstance(examples.get(first), torch.Tensor):
+            break
+        node = first
     return node
 
 
@@ -153,6 +180,7 @@ def _check_size(examples: Sequence[Any]) -> None:
 
 def _count(tensor: torch.Tensor) -> int:
     count = 1
-    for size in tensor.shape:
+    sizes: list[Any] = list(tensor.shape)  # ints, or symbols that have an example
+    for size in sizes:
         count *= size if isinstance(size, int) else int(size.node.hint or 1)
     return count

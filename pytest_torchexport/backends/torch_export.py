@@ -179,6 +179,7 @@ class ExportedModule(Exported):
     def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
         """The operators of the program, interpreted."""
         args, kwargs = self._convention.arrange(args, kwargs)
+        assert isinstance(self._module, torch.fx.GraphModule)
         return interpret(self._module, [leaf for _, leaf in containers.leaves((args, kwargs))], prefix=self._prefix)
 
     def read_state(self) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from pytest_torchexport.subject import source
 from pytest_torchexport.subject.walk import walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
+    from types import FrameType
 
     from pytest_torchexport.outcome import Location
 
@@ -71,7 +72,7 @@ class Value:
 
 
 @dataclass
-class _Operation:
+class Operation:
     """What is remembered of an operator that ran, to recognise it in another run of eager.
 
     Attributes:
@@ -87,15 +88,7 @@ class _Operation:
     results: list[int | None] = field(default_factory=list)
 
 
-@dataclass
-class _Found:
-    """The sketches of an operator's written operands, by the index of the value, and of its results."""
-
-    operands: dict[int, torch.Tensor]
-    results: list[torch.Tensor | None]
-
-
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operator as it is and looks at what it is given and gives."""
 
     supports_higher_order_operators = True
@@ -127,7 +120,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """An operator has run."""
 
 
-class Recorder(_Watcher):
+class Recorder(Watcher):
     """Notes every value that eager computes.
 
     Identity is that of memory: an operand that was written in place since it was computed is another value, and it
@@ -142,11 +135,11 @@ class Recorder(_Watcher):
         super().__init__()  # type: ignore[no-untyped-call]
         self.values: list[Value] = []
         self.sizes: list[int] = []
-        self.operations: list[_Operation] = []
+        self.operations: list[Operation] = []
         self._cap = cap
         found = list(walk(model))
         self._names = {id(part): path for path, part in found if isinstance(part, torch.nn.Module)}
-        self._constants = {_storage(part) for _, part in found if isinstance(part, torch.Tensor) and _is_plain(part)}
+        self._constants = {_storage(part) for _, part in found if isinstance(part, torch.Tensor) and is_plain(part)}
         self._modules: list[str] = []
         self._handles = ExitStack()
         # Addresses of memory are not given out again while something weakly refers to it.
@@ -200,7 +193,7 @@ class Recorder(_Watcher):
     ) -> None:
         """Note the results."""
         sources = self._sources
-        operation = _Operation(str(func), computes(func), self._changed)
+        operation = Operation(str(func), computes(func), self._changed)
         self.operations.append(operation)
         place = _place()
         for tensor in written:
@@ -220,7 +213,7 @@ class Recorder(_Watcher):
 
     def _value_of(self, tensor: torch.Tensor) -> int | None:
         """The value that a tensor is; one that is seen for the first time, or was written to, is a new one."""
-        if not _is_plain(tensor):
+        if not is_plain(tensor):
             return None
         storage, view = _storage(tensor), _view(tensor)
         epoch = self._epochs.get(storage, 0)
@@ -242,11 +235,11 @@ class Recorder(_Watcher):
 
     def _same_numbers(self, tensor: torch.Tensor, given: Iterable[torch.Tensor]) -> int | None:
         """The value whose elements a view shows in the same order."""
-        if not _is_plain(tensor):
+        if not is_plain(tensor):
             return None
         for other in given:
             if (
-                _is_plain(other)
+                is_plain(other)
                 and tensor.numel() == other.numel()
                 and tensor.dtype == other.dtype
                 and _storage(tensor) == _storage(other)
@@ -268,7 +261,7 @@ class Recorder(_Watcher):
         *,
         weak: bool = False,
     ) -> int | None:
-        if not _is_plain(tensor):
+        if not is_plain(tensor):
             return None
         storage = _storage(tensor)
         if storage not in self._alive:
@@ -301,89 +294,13 @@ class Recorder(_Watcher):
         return index
 
 
-class Follower(_Watcher):
-    """Finds the values of a recorded run in another run of eager: one with noise, or in double precision.
-
-    Operators that only move or cast values may be fewer or more in the other run; what lies between two computing
-    operators counts only if it is the same. From where the two runs part for good on, nothing is found.
-
-    Args:
-        recorded: the run to compare with.
-        cap: as there.
-        see: given the index of a value and its sketch in this run.
-    """
-
-    def __init__(self, recorded: Recorder, cap: int, see: Callable[[int, torch.Tensor], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._recorded = recorded.operations
-        self._values = recorded.values
-        self._cap = cap
-        self._see = see
-        self._next = 0
-        self._between: list[tuple[str, _Found]] = []
-        self._operands: dict[int, torch.Tensor] = {}
-        self.parted = False
-
-    def before(self, func: Any, given: list[torch.Tensor]) -> None:
-        """Take the operands that were written in place since they were computed."""
-        at = self._next + len(self._between)
-        likely = self._recorded[at] if not self.parted and at < len(self._recorded) else None
-        if likely is None or likely.name != str(func):
-            self._operands = {}
-            return
-        self._operands = {
-            index: sketch(given[place], self._cap)
-            for place, index in likely.operands.items()
-            if place < len(given) and _is_plain(given[place])
-        }
-
-    def after(
-        self, func: Any, given: list[torch.Tensor], written: list[torch.Tensor], fresh: list[torch.Tensor]
-    ) -> None:
-        """Look for the operator in the recorded run."""
-        del given
-        if self.parted:
-            return
-        results = [sketch(t, self._cap) if _is_plain(t) else None for t in (*written, *fresh)]
-        found = _Found(self._operands, results)
-        if not computes(func):
-            self._between.append((str(func), found))
-            return
-        self._settle()
-        if self.parted or self._next >= len(self._recorded) or self._recorded[self._next].name != str(func):
-            self.parted = True
-            return
-        self._report(self._recorded[self._next], found)
-        self._next += 1
-
-    def finish(self) -> None:
-        """The run is over."""
-        if not self.parted:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Report what was only moved since the last computing operator, if it was the same in the recorded run."""
-        begin = self._next
-        while self._next < len(self._recorded) and not self._recorded[self._next].computes:
-            self._next += 1
-        theirs = self._recorded[begin : self._next]
-        if [one.name for one in theirs] == [name for name, _ in self._between]:
-            for operation, (_, found) in zip(theirs, self._between, strict=True):
-                self._report(operation, found)
-        self._between.clear()
-
-    def _report(self, operation: _Operation, found: _Found) -> None:
-        for index, numbers in [*found.operands.items(), *zip(operation.results, found.results, strict=False)]:
-            if index is not None and numbers is not None and numbers.shape == self._values[index].numbers.shape:
-                self._see(index, numbers)
-
-
 def compact(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The numbers in as few bytes as hold them."""
     return numbers.to(torch.float32) if dtype in (torch.float32, torch.float16, torch.bfloat16) else numbers
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is an ordinary one, whose numbers lie in a storage."""
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
         and tensor.layout is torch.strided
@@ -403,7 +320,7 @@ def _view(tensor: torch.Tensor) -> Any:
 
 def _place() -> _Place | None:
     """The user's innermost line of those that are running, inside of the program's own call."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     ours = __name__.partition(".")[0]
     inside = False
     while frame is not None:
@@ -415,5 +332,5 @@ def _place() -> _Place | None:
             inside = True
             if source.is_users(frame.f_code.co_filename):
                 return frame.f_code.co_filename, frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None

@@ -23,7 +23,8 @@ from pytest_torchexport.compare.tree import as_tensor, pair
 from pytest_torchexport.diagnose.as_a_whole import rewritten
 from pytest_torchexport.diagnose.bisect import Bisection
 from pytest_torchexport.diagnose.divergence import Side, conclude
-from pytest_torchexport.diagnose.eager_steps import Follower, Recorder
+from pytest_torchexport.diagnose.eager_again import Follower
+from pytest_torchexport.diagnose.eager_steps import Recorder
 from pytest_torchexport.diagnose.frontier import Point, State, part
 from pytest_torchexport.diagnose.matching import Known, Matcher
 from pytest_torchexport.diagnose.sketch import sketch, tells_something

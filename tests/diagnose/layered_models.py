@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call,no-any-return"
 """Architectures in which faults are planted, small and with every weight and statistic at random."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-any-return,arg-type,union-attr"
 """Faults are planted in the graph of an exported program, and found where they were planted."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.export.graph_signature import TensorArgument
 
 from pytest_torchexport import Verdict, check
-from pytest_torchexport.backends.torch_export import Captured, Export, ExportRequest
+from pytest_torchexport.backends.torch_export import Captured, Export
 from tests.diagnose.layered_models import Detector, Encoder, Experts, ResNet, Smoothed, Tagger, UNet, make
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import fx
     from torch.export import ExportedProgram
 
+    from pytest_torchexport.backends.base import ExportRequest
     from pytest_torchexport.outcome import Divergence
 
 aten = torch.ops.aten
@@ -72,8 +74,8 @@ def dropped(name: str, kept: int = 0) -> Callable[[ExportedProgram], None]:
     def plant(program: ExportedProgram) -> None:
         node = node_of(program, name)
         stays = node.args[kept]
-        rename(program, name, stays.name)  # type: ignore[union-attr]
-        node.replace_all_uses_with(stays)  # type: ignore[arg-type]
+        rename(program, name, stays.name)
+        node.replace_all_uses_with(stays)
         program.graph.erase_node(node)
 
     return plant
@@ -211,7 +213,7 @@ def test_a_write_that_the_program_lost_shows_in_the_next_call() -> None:
 
     def plant(program: ExportedProgram) -> None:
         write = node_of(program, "add_")
-        write.replace_all_uses_with(write.args[0])  # type: ignore[arg-type]
+        write.replace_all_uses_with(write.args[0])
         program.graph.erase_node(write)
 
     outcome = check(made, args, backend=Planted(plant=plant), calls=2, n_inputs=0, branches="off")
@@ -332,7 +334,7 @@ def test_a_fault_that_only_the_whole_program_has_is_found_by_submodules() -> Non
 
     def only_with_one_output(graph: fx.Graph) -> None:
         (outputs,) = graph.output_node().args
-        if len(outputs) == 1:  # type: ignore[arg-type]
+        if len(outputs) == 1:
             wrong(graph)
 
     with config.patch(force_disable_caches=True, post_grad_custom_post_pass=only_with_one_output):
