@@ -18,7 +18,6 @@ from pytest_torchexport.diagnose.case import Case, Clue
 from pytest_torchexport.diagnose.cause import Finding, attribute
 from pytest_torchexport.diagnose.coverage import below_minimum, branches_ledger, compared_only
 from pytest_torchexport.diagnose.hypotheses import examine
-from pytest_torchexport.diagnose.localize import localize
 from pytest_torchexport.diagnose.separation import to_blame
 from pytest_torchexport.draft import Draft, Failure, Made, Surroundings, size_of
 from pytest_torchexport.eager import Unstable, agrees_with_itself
@@ -31,6 +30,7 @@ from pytest_torchexport.errors import (
     UsageError,
 )
 from pytest_torchexport.judge import Judge, Unjudged, check_names
+from pytest_torchexport.localize.first_difference import localize
 from pytest_torchexport.outcome import Divergence, Input, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_torchexport.backends.base import Backend, FlatOutput
-from pytest_torchexport.diagnose import figures, keep, message, ready_test, reproduce, script
 from pytest_torchexport.diagnose.cause import Attribution, Finding
-from pytest_torchexport.diagnose.refusal import explain, say
-from pytest_torchexport.diagnose.remedy import TOO_CHAOTIC, Failed, what_to_do
+from pytest_torchexport.explain import figures, message
+from pytest_torchexport.explain.refusal import explain, say
+from pytest_torchexport.explain.remedy import TOO_CHAOTIC, Failed, what_to_do
 from pytest_torchexport.memory import Memory
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.reference import ReferenceStore
+from pytest_torchexport.reproduce import keep, ready_test, script
+from pytest_torchexport.reproduce.again import again as to_check_again
 from pytest_torchexport.subject.call import name_of
 from pytest_torchexport.subject.run import Record
 from pytest_torchexport.subject.state import parameter_marks
@@ -194,9 +196,7 @@ class Draft:
             rest += f", {figures.how_it_differs(leaves[0])}"
         head = message.headline(self._model, self.backend.id, self.policy.device, verdict, rest)
         arguments = trial.describe()
-        again = (
-            None if trial.kind in ("example", "extra") else reproduce.again(trial.calls, self.plan, self._input_file)
-        )
+        again = None if trial.kind in ("example", "extra") else to_check_again(trial.calls, self.plan, self._input_file)
         name, _, options = self.backend.id.partition(":")
         failed = Failed(
             cause,

@@ -8,7 +8,9 @@ that is imported a second time holds other classes than the one before.
 from __future__ import annotations
 
 import pkgutil
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +28,11 @@ for _found in pkgutil.walk_packages(pytest_torchexport.__path__, "pytest_torchex
 import_module("torch._dynamo").list_backends()  # imports the compilers
 
 pytest_plugins = ["pytester"]
+
+# So that models which several tests share can be imported by their full names.
+_ROOT = str(Path(__file__).parents[1])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)
 
 
 @pytest.fixture(autouse=True)

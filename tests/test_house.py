@@ -26,6 +26,8 @@ LAYERS = (
     ("reference",),
     ("program",),
     ("diagnose",),
+    ("localize", "reproduce"),
+    ("explain",),
     ("draft",),
     ("counterexample",),
     ("judge",),

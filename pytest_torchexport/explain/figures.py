@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_torchexport.compare.limits import assert_close
-from pytest_torchexport.diagnose.layout import indented, wrapped
+from pytest_torchexport.explain.layout import indented, wrapped
 from pytest_torchexport.outcome import Cause, Leaf
 
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.compare.operators import computes
-from pytest_torchexport.diagnose.eager_steps import Watcher, is_plain
-from pytest_torchexport.diagnose.sketch import sketch
+from pytest_torchexport.localize.eager_steps import Watcher, is_plain
+from pytest_torchexport.localize.sketch import sketch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
 
-    from pytest_torchexport.diagnose.eager_steps import Operation, Recorder
+    from pytest_torchexport.localize.eager_steps import Operation, Recorder
 
 
 @dataclass

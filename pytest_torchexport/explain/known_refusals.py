@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.diagnose.refusals_captured import CAPTURED, COMPILED
-from pytest_torchexport.diagnose.refusals_script import ATTRIBUTES, SCRIPTED
-from pytest_torchexport.diagnose.refusals_values import VALUES
+from pytest_torchexport.explain.refusals_captured import CAPTURED, COMPILED
+from pytest_torchexport.explain.refusals_script import ATTRIBUTES, SCRIPTED
+from pytest_torchexport.explain.refusals_values import VALUES
 
 if TYPE_CHECKING:
-    from pytest_torchexport.diagnose.known_refusal import Known
+    from pytest_torchexport.explain.known_refusal import Known
 
 KNOWN = (*CAPTURED, *ATTRIBUTES, *VALUES, *SCRIPTED, *COMPILED)
 """First match wins, so the particular ones stand before the general ones."""

@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_torchexport.diagnose.exporter_line import at_node, line_of_model
-from pytest_torchexport.diagnose.known_refusal import RETURN
-from pytest_torchexport.diagnose.known_refusals import known
 from pytest_torchexport.errors import ExportRefused, NothingCompiled
+from pytest_torchexport.explain.exporter_line import at_node, line_of_model
+from pytest_torchexport.explain.known_refusal import RETURN
+from pytest_torchexport.explain.known_refusals import known
 from pytest_torchexport.subject import source
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pytest_torchexport.subject.equality import identical
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_torchexport.diagnose.keep import Kept
     from pytest_torchexport.plan import Plan
+    from pytest_torchexport.reproduce.keep import Kept
     from pytest_torchexport.subject.call import Call
 
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.diagnose.frontier import State, between, follows_from, recovering
-from pytest_torchexport.diagnose.kinds import kind_of
+from pytest_torchexport.localize.frontier import State, between, follows_from, recovering
+from pytest_torchexport.localize.kinds import kind_of
 from pytest_torchexport.outcome import Divergence
 from pytest_torchexport.subject import source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_torchexport.diagnose.frontier import Parting, Point
+    from pytest_torchexport.localize.frontier import Parting, Point
     from pytest_torchexport.outcome import Location
 
 _CAST = re.compile(r"^(Cast|CastLike|(aten::|aten\.)(to|_to_copy|half|float|double|type_as))\b")

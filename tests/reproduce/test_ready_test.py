@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pytest_torchexport import Compile, Onnx, Outcome, Tolerance, Verdict
-from pytest_torchexport.diagnose.rebuild import construction
 from pytest_torchexport.draft import Surroundings
+from pytest_torchexport.reproduce.rebuild import construction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pytest_torchexport.diagnose.refusal import Refusal, explain
 from pytest_torchexport.errors import ExportRefused, NothingCompiled
+from pytest_torchexport.explain.refusal import Refusal, explain
 from pytest_torchexport.outcome import Location
 
 if TYPE_CHECKING:

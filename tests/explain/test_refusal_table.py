@@ -16,10 +16,10 @@ from torch.export import Dim
 
 from pytest_torchexport.backends.base import ExportRequest, FlatOutput
 from pytest_torchexport.backends.registry import make_backend
-from pytest_torchexport.diagnose.refusal import Refusal, explain
+from pytest_torchexport.explain.refusal import Refusal, explain
 from pytest_torchexport.inputs import shapes
 from pytest_torchexport.subject.call import Call
-from tests.diagnose import refusal_models as models
+from tests.explain import refusal_models as models
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,15 +6,15 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.diagnose import figures
-from pytest_torchexport.diagnose.layout import indented, paragraph, wrapped
+from pytest_torchexport.explain import figures
+from pytest_torchexport.explain.layout import indented, paragraph, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_torchexport.diagnose.cause import Attribution
-    from pytest_torchexport.diagnose.reproduce import Again
     from pytest_torchexport.outcome import Divergence, Evidence, Leaf, Location, Verdict
+    from pytest_torchexport.reproduce.again import Again
 
 
 def headline(model: str, backend: str, device: str, verdict: Verdict, rest: str) -> str:

@@ -13,8 +13,8 @@ from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_torchexport.compare.operators import branch, by_name, computes, tensors_in, traits_of
-from pytest_torchexport.diagnose.kinds import kind_of
-from pytest_torchexport.diagnose.sketch import sketch, tells_something
+from pytest_torchexport.localize.kinds import kind_of
+from pytest_torchexport.localize.sketch import sketch, tells_something
 from pytest_torchexport.subject import source
 from pytest_torchexport.subject.walk import walk
 

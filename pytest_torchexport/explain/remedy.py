@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.diagnose import figures
+from pytest_torchexport.explain import figures
 from pytest_torchexport.outcome import Cause, Leaf
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_torchexport.diagnose.known_refusal import SIGNATURE, Known
+from pytest_torchexport.explain.known_refusal import SIGNATURE, Known
 
 _COND = "Write it as torch.cond, or compute both sides and choose by torch.where"
 _SCRIPTED = "put it into a function under @torch.jit.script, which keeps Python branches and loops"

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from pytest_torchexport.backends.tracer_warnings import capture
-from pytest_torchexport.diagnose import figures, message
 from pytest_torchexport.diagnose.cause import Attribution
-from pytest_torchexport.diagnose.refusal import explain
-from pytest_torchexport.diagnose.reproduce import Again
+from pytest_torchexport.explain import figures, message
+from pytest_torchexport.explain.refusal import explain
 from pytest_torchexport.outcome import Cause, Divergence, Evidence, Leaf, Location
+from pytest_torchexport.reproduce.again import Again
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_torchexport.diagnose.reproduce import again
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
+from pytest_torchexport.reproduce.again import again
 from pytest_torchexport.subject.call import Call
 from pytest_torchexport.subject.equality import identical
 

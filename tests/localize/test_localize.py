@@ -16,7 +16,7 @@ from torch.export.graph_signature import TensorArgument
 
 from pytest_torchexport import Verdict, check
 from pytest_torchexport.backends.torch_export import Captured, Export
-from tests.diagnose.layered_models import Detector, Encoder, Experts, ResNet, Smoothed, Tagger, UNet, make
+from tests.localize.layered_models import Detector, Encoder, Experts, ResNet, Smoothed, Tagger, UNet, make
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -252,7 +252,7 @@ def test_a_search_that_fails_leaves_the_verdict(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_large_values_are_kept_as_sketches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_torchexport.diagnose.localize._NUMBERS", 100_000)
+    monkeypatch.setattr("pytest_torchexport.localize.first_difference._NUMBERS", 100_000)
     divergence = found(ResNet, weight("layers.1.conv2.weight"))
     assert divergence.name == "conv2d_4"
     divergence = found(UNet, dropped("silu_1"))

@@ -18,10 +18,10 @@ import torch
 from pytest_torchexport.backends.base import Recipe
 from pytest_torchexport.backends.quiet import quiet
 from pytest_torchexport.compare.records import named_leaves
-from pytest_torchexport.diagnose import rebuild, standalone
-from pytest_torchexport.diagnose.example import example_keys
-from pytest_torchexport.diagnose.keep import Kept, Leaves
-from pytest_torchexport.diagnose.spell import CannotSpell, Speller
+from pytest_torchexport.reproduce import rebuild, standalone
+from pytest_torchexport.reproduce.example import example_keys
+from pytest_torchexport.reproduce.keep import Kept, Leaves
+from pytest_torchexport.reproduce.spell import CannotSpell, Speller
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.run import fixed_rng
 

@@ -20,15 +20,15 @@ from pytest_torchexport.compare.double import InDouble
 from pytest_torchexport.compare.jitter import Jitter
 from pytest_torchexport.compare.records import named_leaves
 from pytest_torchexport.compare.tree import as_tensor, pair
-from pytest_torchexport.diagnose.as_a_whole import rewritten
-from pytest_torchexport.diagnose.bisect import Bisection
-from pytest_torchexport.diagnose.divergence import Side, conclude
-from pytest_torchexport.diagnose.eager_again import Follower
-from pytest_torchexport.diagnose.eager_steps import Recorder
-from pytest_torchexport.diagnose.frontier import Point, State, part
-from pytest_torchexport.diagnose.matching import Known, Matcher
-from pytest_torchexport.diagnose.sketch import sketch, tells_something
 from pytest_torchexport.eager import eager_run
+from pytest_torchexport.localize.as_a_whole import rewritten
+from pytest_torchexport.localize.bisect import Bisection
+from pytest_torchexport.localize.divergence import Side, conclude
+from pytest_torchexport.localize.eager_again import Follower
+from pytest_torchexport.localize.eager_steps import Recorder
+from pytest_torchexport.localize.frontier import Point, State, part
+from pytest_torchexport.localize.matching import Known, Matcher
+from pytest_torchexport.localize.sketch import sketch, tells_something
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.run import fixed_rng
 from pytest_torchexport.subject.state import Snapshot, parameters
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.backends.base import Backend, Step
     from pytest_torchexport.diagnose.case import Case
-    from pytest_torchexport.diagnose.eager_steps import Value
+    from pytest_torchexport.localize.eager_steps import Value
     from pytest_torchexport.outcome import Divergence
     from pytest_torchexport.subject.run import Record
 

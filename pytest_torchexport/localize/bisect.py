@@ -13,8 +13,8 @@ import torch
 
 from pytest_torchexport.backends.base import Backend, ExportRequest
 from pytest_torchexport.backends.quiet import quiet
-from pytest_torchexport.diagnose.sketch import sketch, tells_something
 from pytest_torchexport.eager import eager_run
+from pytest_torchexport.localize.sketch import sketch, tells_something
 from pytest_torchexport.outcome import Divergence
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_torchexport.diagnose.case import Case
-    from pytest_torchexport.diagnose.matching import Matcher
+    from pytest_torchexport.localize.matching import Matcher
 
 _SECONDS = 60.0
 """After so long no further submodule is compiled."""

@@ -14,7 +14,7 @@ from pytest_torchexport.compare.spread import Values, same_class, scale_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_torchexport.diagnose.eager_steps import Value
+    from pytest_torchexport.localize.eager_steps import Value
 
 _PROBES = 64
 """Elements at which all candidates are looked at together; most part there."""

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.backends.base import options_of
-from pytest_torchexport.diagnose import rebuild, script, standalone
-from pytest_torchexport.diagnose.example import example_keys
-from pytest_torchexport.diagnose.spell import CannotSpell, Speller
+from pytest_torchexport.reproduce import rebuild, script, standalone
+from pytest_torchexport.reproduce.example import example_keys
+from pytest_torchexport.reproduce.spell import CannotSpell, Speller
 from pytest_torchexport.subject.equality import identical
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_torchexport.backends.base import Backend
-    from pytest_torchexport.diagnose.keep import Kept
     from pytest_torchexport.plan import Plan, Policy
+    from pytest_torchexport.reproduce.keep import Kept
     from pytest_torchexport.subject.call import Call
     from pytest_torchexport.trials import Trial
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_torchexport.diagnose.known_refusal import RETURN, SIGNATURE, Known
+from pytest_torchexport.explain.known_refusal import RETURN, SIGNATURE, Known
 
 _TENSORS_ONLY = "Return tensors only, and let the caller keep the rest"
 _NOT_SCRIPTED = "If a module that was scripted stands in this model, use the module itself, without torch.jit.script."

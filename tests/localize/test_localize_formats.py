@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from pytest_torchexport import Onnx, OnnxTorchScript, Script, Trace, Verdict, check
-from tests.diagnose.format_models import FILE, source_line, subject
+from tests.localize.format_models import FILE, source_line, subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

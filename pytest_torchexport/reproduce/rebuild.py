@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.diagnose.spell import CannotSpell, Speller
+from pytest_torchexport.reproduce.spell import CannotSpell, Speller
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import name_of
 from pytest_torchexport.subject.equality import identical
@@ -22,7 +22,7 @@ from pytest_torchexport.subject.run import fixed_rng
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_torchexport.diagnose.keep import Kept
+    from pytest_torchexport.reproduce.keep import Kept
 
 LARGEST = 2**28
 """Bytes: a larger state is not kept beside the artifact."""

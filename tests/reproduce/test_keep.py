@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_torchexport.diagnose.keep import keep
 from pytest_torchexport.outcome import Outcome, Stage, Verdict
+from pytest_torchexport.reproduce.keep import keep
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_torchexport.diagnose.known_refusal import SIGNATURE, Known
+from pytest_torchexport.explain.known_refusal import SIGNATURE, Known
 
 _ATTRIBUTES = (
     Known(

@@ -1,0 +1,1 @@
+"""Where an exported program and eager part first."""
