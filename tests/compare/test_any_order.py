@@ -47,7 +47,7 @@ class Kept(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         boxes, scores = x.tanh(), x[:, 0].sigmoid()
-        if torch.jit.is_tracing():
+        if torch._C._is_tracing():
             boxes = boxes.flip(0) * (1.01 if self.changed else 1.0)
             scores = scores if self.torn else scores.flip(0)
         return boxes, scores

@@ -44,7 +44,7 @@ def test_integers_that_differ_differ_under_any_tolerance(expected: int, actual: 
         assert (leaf.cause, leaf.mismatched, leaf.index) == (Cause.NUMERIC, 1, (1,))
         assert (leaf.expected, leaf.actual) == (str(expected), str(actual))
         assert leaf.max_abs == max(1.0, float(abs(int(actual) - int(expected))))
-    assert compared([expected], [expected], None, dtype).agrees
+    assert compared([expected], [expected], dtype=dtype).agrees
 
 
 def test_the_worst_integer_is_the_one_that_is_furthest_off() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
     """The numbers with so many bits of the mantissa left, to the nearest one."""
-    high = x * (2 ** (23 - bits) + 1)
+    high: torch.Tensor = x * (2 ** (23 - bits) + 1)
     return high - (high - x)  # Veltkamp's splitting
 
 
@@ -30,7 +30,8 @@ class Net(nn.Module):
         self.one, self.two = nn.Linear(32, 64, bias=False), nn.Linear(64, 16, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        product = self.product if torch.jit.is_tracing() else torch.matmul
+        traced = torch._C._is_tracing()
+        product = self.product if traced else torch.matmul
         return product(torch.relu(product(x, self.one.weight.T)), self.two.weight.T)
 
 

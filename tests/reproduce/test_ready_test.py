@@ -99,7 +99,7 @@ def failing(folder: Path, model: Any, args: Any = (X,), kwargs: Any = None, **op
 
 def pytest_on(folder: Path) -> tuple[int, str]:
     """Run the test in a process of its own, not by pytester: that makes this process import compilers twice."""
-    command = [sys.executable, "-m", "pytest", folder / "test_repro.py", "-p", "no:cacheprovider", "-q"]
+    command = [sys.executable, "-m", "pytest", str(folder / "test_repro.py"), "-p", "no:cacheprovider", "-q"]
     done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
