@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,9 @@ class Trial:
     goals: tuple[tuple[Site, Any], ...] = ()
 
     def describe(self) -> str:
-        """The arguments, call by call."""
-        return "; then ".join(call.describe() for call in self.calls)
+        """The arguments, call by call; those of equal calls once."""
+        said = [(text, len(list(same))) for text, same in itertools.groupby(call.describe() for call in self.calls)]
+        return "; then ".join(text if count == 1 else f"{text}, {count} times" for text, count in said)
 
 
 @dataclass
