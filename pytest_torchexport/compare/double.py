@@ -26,9 +26,6 @@ _WIDE = {
 }
 
 
-_DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-
-
 class NoDouble(Exception):  # no error: an operator of the model has no meaning in double precision
     """Nothing can be said about this model in double precision; the message says why."""
 
@@ -51,8 +48,6 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._data: list[torch.Tensor] = []
         self.computed = Path()
         """The way that the run takes, to be compared with that of a `Watch`."""
-        self.decides = False
-        """Whether values of tensors decide on Python numbers or on sizes."""
 
     def __enter__(self) -> Self:
         """Swap the parameters' data, switch the mode on."""
@@ -95,16 +90,18 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
             msg = "the model reads the bits of its numbers (Tensor.view(dtype))"
             raise NoDouble(msg)
         traits = traits_of(func)
-        self.decides |= not _DECIDING.isdisjoint(func.tags)
         if computes(func):
             self.computed.step(func, args, kwargs)
         if traits.view:
             # A view of a low-precision tensor has to stay one: what is written to it belongs to the original.
+            self.computed.see(func, args, kwargs, None)
             return func(*args, **kwargs)
+        read, named = args, kwargs
         back: list[tuple[torch.Tensor, torch.Tensor]] = []
         args = tuple(self._convert(a, traits, name, back) for name, a in zip(traits.names, args, strict=False))
         kwargs = {name: self._convert(a, traits, name, back) for name, a in kwargs.items()}
         result = func(*args, **kwargs)
+        self.computed.see(func, read, named, result)
         for original, wide in back:
             original.copy_(wide)
 

@@ -173,6 +173,8 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         traits = traits_of(func)
         result = self._noisy(func, traits, args, kwargs, given)
+        if self._least_units == 1:
+            self.path.see(func, args, kwargs, result)
         self._note_jumps(traits, given, result)
         return result
 

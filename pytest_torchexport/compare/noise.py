@@ -97,7 +97,7 @@ class RoundingNoise:
         self._jumps = False
         self._derives = False
         self._path: Path | None = None
-        self._before: list[Path] = []
+        self._strayed: dict[str, Spread] = {}
         self.without_reference: str | None = None
 
     def judge(
@@ -133,6 +133,13 @@ class RoundingNoise:
         opinion = self.opinion(leaf.path, expected, actual, eager, k=k)
         if opinion is None:
             return without_measurement(leaf)
+        values = self._values(leaf.path, expected, actual)
+        if values is not None and not opinion.agrees and self._is_of_another_branch(leaf.path, values, k):
+            msg = (
+                f"rounding decides which branch eager takes on this input: some of {opinion.draws or _DRAWS} jittered "
+                f"runs take another one, and give for {leaf.path} what the exported program gives"
+            )
+            raise TooChaotic(msg)
         if opinion.agrees and opinion.too_chaotic:
             msg = (
                 f"{leaf.path} is too chaotic: the rounding noise of eager itself is {opinion.ratio:.2g} of the largest "
@@ -262,10 +269,11 @@ class RoundingNoise:
     def _measure_reference(self, eager: Eager) -> None:
         if self._reference is not None:
             return
+        if self._draws or self._loud_draws:
+            # Those of a first look: what is said must not depend on whether there was one.
+            self._forget_draws()
         self._reference = {}
-        record, self._path = self._in_double(eager)
-        if any(path != self._path for path in self._before):
-            self._forget_draws()  # a first look took in a run on another branch
+        record, self._path, self._coarsest = self._in_double(eager)
         if record.error is not None:
             self.without_reference = f"{type(record.error).__name__}: {record.error}"
             return
@@ -276,25 +284,25 @@ class RoundingNoise:
         self._take(self._reference, changes=False)
 
     @staticmethod
-    def _in_double(eager: Eager) -> tuple[Record, Path]:
-        """The run in double precision, and eager's own way."""
+    def _in_double(eager: Eager) -> tuple[Record, Path, float]:
+        """The run in double precision, eager's own way, and the largest eps that it computes in."""
         ways = eager.known.ways
         if ways and not eager.decides:
-            record, way, takes_values = in_double(eager)
-            if record.error is None and not takes_values and way in ways:
-                return record, ways[way]
+            record, way = in_double(eager)
+            if record.error is None and not way.decides and way in ways:
+                return record, *ways[way]
         watch = Watch()
         eager.rerun(watch)
-        record, way, takes_values = in_double(eager, watch.computed)
+        record, way = in_double(eager, watch.computed)
         if record.error is None and way != watch.computed:
             # It overflows in float32, say; or the code asks for the dtype.
-            return Record(error=NoDouble("in double precision the model takes another branch")), watch.path
-        if record.error is None and not takes_values:
-            ways[way] = watch.path
-        return record, watch.path
+            record = Record(error=NoDouble("in double precision the model takes another branch"))
+        elif record.error is None and not way.decides:
+            ways[way] = watch.path, watch.coarsest
+        return record, watch.path, watch.coarsest
 
     def _forget_draws(self) -> None:
-        self._draws, self._loud_draws, self._spread, self._flips = 0, 0, {}, {}
+        self._draws, self._loud_draws, self._spread, self._flips, self._strayed = 0, 0, {}, {}, {}
         self._take(self._reference or {}, changes=False)
 
     def _draw(self, eager: Eager) -> None:
@@ -305,16 +313,29 @@ class RoundingNoise:
         """The leaves of a run with noise; none if the noise makes it raise."""
         mode = Jitter(self._seed, draw, loudness, self._precision)
         record = eager.rerun(mode)
-        if self._path is None:
-            self._before.append(mode.path)
-        elif mode.path != self._path:
+        if self._path is not None and mode.path != self._path:
             # A condition on a tensor came out differently: the difference is that of two branches, not of rounding.
+            self._strays(self._read(record, eager) if record.error is None else {})
             return {}
         self._coarsest = max(self._coarsest, mode.coarsest)
         self._blind |= mode.blind
         self._jumps |= mode.jumps
         self._derives |= mode.derives
         return self._read(record, eager) if record.error is None else {}
+
+    def _strays(self, leaves: Mapping[str, Any]) -> None:
+        """Note how far a run on another branch is from eager."""
+        for path, leaf in leaves.items():
+            mine, other = as_tensor(self._leaves.get(path)), as_tensor(leaf)
+            if mine is not None and other is not None and mine.shape == other.shape:
+                values = Values.of(mine, other)
+                if values.floating:
+                    self._strayed.setdefault(path, Spread()).add(values, self._draws, self._coarsest)
+
+    def _is_of_another_branch(self, path: str, values: Values, k: float) -> bool:
+        """Whether runs in which rounding decided on another branch explain what no run on eager's own does."""
+        strayed = self._strayed.get(path)
+        return strayed is not None and self._score(path, values, strayed.states[-1], k).agrees
 
     def _take(self, leaves: Mapping[str, Any], *, changes: bool = True) -> None:
         """Add how far a run is from eager. A leaf of another shape (data decide it) says nothing, and is left out.
@@ -341,7 +362,8 @@ class RoundingNoise:
     def _score(self, path: str, values: Values, seen: Seen, k: float) -> Opinion:
         reference = (self._reference or {}).get(path)
         given = values.ours if reference is None else wide(reference)
-        centre = torch.where(given.isfinite(), given, values.ours)
+        # What stands for infinity in masks, `torch.finfo(dtype).min`, is another number in float64.
+        centre = torch.where(given.abs() <= values.most, given, values.ours)
         finite = values.ours.isfinite() & values.theirs.isfinite()
         special = ~same_class(values.ours, values.theirs) & ~seen.changed
         unit = max(values.unit, EPS_EVERYWHERE.get(self._precision or "", 0.0) / 2)
@@ -352,7 +374,8 @@ class RoundingNoise:
         worst = int(score.argmax())
         limit = k if seen.made < _DRAWS or reference is None else k * _LAST
         highest = float(score.flatten()[worst])
-        signal = float(torch.where(finite, values.ours.abs(), 0.0).max())
+        size = values.ours.abs()
+        signal = float(torch.where(size < values.most / 2, size, 0.0).max())
         if path.startswith("gradient of ") and reference is not None and bool((centre.abs() <= seen.noise).all()):
             signal = max(signal, self._largest_gradient())
         # Not of the scale: what is below the smallest normal number need not be noise.

@@ -29,11 +29,11 @@ class Known:
     """What runs of a model showed, so that it need not be found out again on the next input.
 
     Attributes:
-        ways: eager's way, by that of the run in double precision.
+        ways: eager's way and the largest eps that it computes in, by the way of the run in double precision.
         compares_dtypes: the run in double precision needs all parameters in it.
     """
 
-    ways: dict[Path, Path] = field(default_factory=dict)
+    ways: dict[Path, tuple[Path, float]] = field(default_factory=dict)
     compares_dtypes: bool = False
 
 
@@ -56,7 +56,7 @@ class Eager:
     decides: bool = True
 
 
-def in_double(eager: Eager, way: Path | None = None) -> tuple[Record, Path, bool]:
+def in_double(eager: Eager, way: Path | None = None) -> tuple[Record, Path]:
     """What eager does in double precision; the record holds an error where an operator has no such form.
 
     Parameters are converted where they are read. Code that compares dtypes stumbles over that (convolutions and
@@ -68,16 +68,14 @@ def in_double(eager: Eager, way: Path | None = None) -> tuple[Record, Path, bool
         way: eager's own, by what it computes; None where it is not known.
 
     Returns:
-        The record; the way that the run takes, which has to be eager's: its results are those of another branch
-        otherwise; and whether it takes values out of tensors.
+        The record, and the way that the run takes, which has to be eager's: its results are those of another branch
+        otherwise.
     """
-    mode = InDouble(eager.parameters() if eager.known.compares_dtypes else ())
-    record = eager.rerun(mode, torch.float64)
-    strays = record.error is not None or (way is not None and mode.computed != way)
-    if strays and not eager.known.compares_dtypes:
-        again = InDouble(eager.parameters())
-        found = eager.rerun(again, torch.float64)
-        if found.error is None and (way is None or again.computed == way):
-            eager.known.compares_dtypes = True
-            return found, again.computed, again.decides
-    return record, mode.computed, mode.decides
+    first = eager.known.compares_dtypes
+    for converted in (first, not first):
+        mode = InDouble(eager.parameters() if converted else ())
+        record = eager.rerun(mode, torch.float64)
+        if record.error is None and (way is None or mode.computed == way):
+            eager.known.compares_dtypes = converted
+            return record, mode.computed
+    return record, mode.computed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -44,7 +45,8 @@ class Spread:
     def add(self, values: Values, made: int, coarsest: float, *, changes: bool = True) -> None:
         """Take in a run; unless it `changes`, not where it is NaN or infinite."""
         off = (values.theirs - values.ours).abs()
-        off = torch.where(off.isfinite(), off, 0.0)
+        # NaN and infinities are judged apart; beyond the dtype's range there is nothing to compare with.
+        off = torch.where(off.isfinite() & (values.theirs.abs() <= values.most), off, 0.0)
         changed = ~same_class(values.ours, values.theirs) & changes
         draws = int(changes)
         if self.states:
@@ -63,6 +65,7 @@ class Values:
     Attributes:
         unit: unit roundoff of eager's dtype.
         least: its smallest normal number.
+        most: its largest one.
     """
 
     ours: torch.Tensor
@@ -70,6 +73,7 @@ class Values:
     floating: bool
     unit: float
     least: float
+    most: float = math.inf
 
     @classmethod
     def of(cls, ours: torch.Tensor, theirs: torch.Tensor) -> Values:
@@ -79,7 +83,7 @@ class Values:
         if not floating:
             return cls(_whole(ours), _whole(theirs), floating=False, unit=0.0, least=0.0)
         info = torch.finfo(real)
-        return cls(wide(ours), wide(theirs), floating=True, unit=info.eps / 2, least=info.tiny)
+        return cls(wide(ours), wide(theirs), floating=True, unit=info.eps / 2, least=info.tiny, most=info.max)
 
 
 def unravel(index: int, shape: torch.Size) -> tuple[int, ...]:

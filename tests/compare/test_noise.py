@@ -339,7 +339,7 @@ def test_gradients_have_noise_and_a_reference() -> None:
         return run(model, [call.place(CPU, dtype)], device=CPU, parameters=parameters, names=["x"], mode=mode)
 
     plain, noisy = rerun(None), rerun(Jitter(0, 1))
-    double, _, _ = in_double(Eager(rerun, Measured.leaves, model.parameters))
+    double, _ = in_double(Eager(rerun, Measured.leaves, model.parameters))
     for record in (noisy, double):
         assert record.error is None
         assert record.gradients.keys() == plain.gradients.keys()
@@ -444,3 +444,86 @@ def test_attention_that_asks_for_dtypes_has_a_double_form() -> None:
         opinion = measured.opinion(measured.expected["output"] * (1 + 1e-6))
     assert opinion.centred
     assert measured.noise.without_reference is None
+
+
+class Chosen(nn.Module):
+    """One of two nearly equal weights, chosen by a number that is zero but for rounding."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+        self.other = nn.Parameter((self.one * (1 + 1e-3)).detach().clone())
+        self.off = off
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = (x * 1.1).sum() - (x * 1.1).flip(0).sum()
+        if torch._C._is_tracing():
+            return x @ self.other * (1 + self.off)
+        return x @ (self.one if gate > 0 else self.other)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_runs_on_another_branch_are_no_noise(seed: int) -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(seed))
+    outcome = check(Chosen(8e-4), (x,), n_inputs=0, branches="off")
+    assert outcome.verdict in (Verdict.INVALID, Verdict.MISMATCH)
+    assert outcome.verdict is Verdict.MISMATCH or "rounding decides which branch" in outcome.message
+
+
+class Residual(nn.Module):
+    """Uses a Python float that is rounding noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)])
+        for layer in self.layers:
+            nn.init.normal_(layer[0].weight, std=0.4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch._C._is_tracing():
+            return torch.cat([self.layers(x[i : i + 1]) for i in range(len(x))])
+        y = self.layers(x)
+        return y + (y - y.mean()).mean().item() * 1e-6
+
+
+def test_a_float_that_is_noise_is_no_other_branch() -> None:
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    outcome = check(Residual(), (x,), n_inputs=0, branches="off")
+    assert outcome.verdict is Verdict.EQUIVALENT, outcome.message
+    assert outcome.worst is not None
+    assert outcome.worst.reference
+
+
+class Masked(nn.Module):
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        exact = torch._C._is_tracing()
+        scores = (q.double() @ k.double().mT).float() if exact else q @ k.mT
+        return scores.masked_fill(torch.ones(16, 16).triu(1) > 0, torch.finfo(scores.dtype).min)
+
+
+def test_the_smallest_number_of_a_dtype_stands_for_infinity() -> None:
+    torch.manual_seed(0)
+    outcome = check(Masked(), (torch.randn(2, 16, 64) * 10, torch.randn(2, 16, 64) * 10), n_inputs=0, branches="off")
+    assert outcome.verdict is Verdict.EQUIVALENT, outcome.message
+
+
+class HalfBody(nn.Module):
+    """A body in bfloat16 and a head in float32, which is summed otherwise where it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(4)]).bfloat16()
+        self.head = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.body(x.bfloat16()).float()
+        if torch._C._is_tracing():
+            return (self.head.weight.double() @ z.double().T).T.float() + self.head.bias
+        return self.head(z)
+
+
+def test_a_body_in_half_precision_is_not_chaotic_under_a_head_in_float32() -> None:
+    outcome = check(HalfBody(), (torch.randn(16, 64),), n_inputs=0, branches="off")
+    assert outcome.verdict is Verdict.EQUIVALENT, outcome.message
