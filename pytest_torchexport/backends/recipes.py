@@ -5,10 +5,11 @@ It is read by people: it does what a user would do, and no more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     import torch
 
@@ -162,7 +163,15 @@ def parameters(program):
 '''
 
 
+_DEFAULTS = {"backend": "inductor", "mode": None, "dynamic": None, "fullgraph": False, "options": None}
+
+
 def compiling(options: Mapping[str, Any]) -> str:
     """`torch.compile(model, ...)` with the options that differ from its own defaults."""
-    given = "".join(f", {name}={value!r}" for name, value in options.items() if value not in (None, False, "inductor"))
+    # A default of None and a given False are not the same: dynamic=False compiles for one size only.
+    given = "".join(
+        f", {name}={dict(value) if isinstance(value, Mapping) else value!r}"
+        for name, value in options.items()
+        if value != _DEFAULTS[name]
+    )
     return f"torch.compile(model{given})"

@@ -61,13 +61,18 @@ class Archives:
 
     def __call__(self, key: str, **options: Any) -> Any:
         """The tensor of this key."""
-        _, colon, rest = key.partition("example:")
-        return self._archives["example"](rest, **options) if colon else self._archives["input"](key, **options)
+        archive, inside = self._place(key)
+        return archive(inside, **options)
 
     def array(self, key: str) -> Any:
         """The numpy array of this key."""
-        _, colon, rest = key.partition("example:")
-        return self._archives["example"].array(rest) if colon else self._archives["input"].array(key)
+        archive, inside = self._place(key)
+        return archive.array(inside)
+
+    def _place(self, key: str) -> tuple[Kept, str]:
+        # The keys of a user's dict may hold the word as well.
+        name = "example" if key.startswith("example:") else "input"
+        return self._archives[name], key.removeprefix("example:") if name == "example" else key
 
 
 def _strided(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
