@@ -100,7 +100,15 @@ def told(leaf: Leaf, opinion: Opinion, expected: Any, actual: Any) -> Leaf:
         facts["reason"] = f"{count} of {total} elements ({count / total:.1%}) differ; {said}"
     else:
         facts["reason"] = f"{leaf.reason}; {said}"
-    return dataclasses.replace(leaf, mismatched=count, where=where(opinion.beyond, ours, theirs), **facts)
+    return dataclasses.replace(leaf, mismatched=count, where=_in_words(opinion.beyond, ours, theirs), **facts)
+
+
+def _in_words(beyond: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    """Which elements differ and how; empty where a dtype lacks what that takes: the verdict does not hang on words."""
+    try:
+        return where(beyond, ours, theirs)
+    except Exception:  # noqa: BLE001 they are found by trying out rules on whatever values there are
+        return ""
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -56,6 +56,8 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.dequantize()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # torch only stores these numbers
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 

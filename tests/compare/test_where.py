@@ -112,3 +112,11 @@ def test_small_and_odd_tensors() -> None:
     mask = torch.view_as_real(numbers) != torch.view_as_real(numbers.conj().resolve_conj())
     found = where(mask, numbers, numbers.conj())
     assert found == "index 1 of axis 3 (of 2), all elements there; each has the opposite sign"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_that_torch_only_stores(dtype: torch.dtype) -> None:
+    x = (X[0, 0] * 8).to(dtype)
+    other = (x.float() + 16).to(dtype)
+    assert where(x.float() != other.float(), x, other).startswith("all 256 elements")
+    assert "each has the opposite sign" in where(torch.ones(16, 16, dtype=torch.bool), x, (-x.float()).to(dtype))
