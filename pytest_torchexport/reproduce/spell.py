@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
+import keyword
 import math
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,16 +70,16 @@ class Speller:
         if parts is None:
             msg = f"a {type(value).__qualname__}, {containers.describe(value, 60)}"
             raise CannotSpell(msg)
-        inside = {step: self.spell(part, above) for step, part in parts}
+        inside = [(step, self.spell(part, above)) for step, part in parts]
         if self.named:
             return self._named(value, inside)
         if containers.is_namedtuple(value) and self.plain:
-            return _tuple(list(inside.values()))
+            return _tuple([text for _, text in inside])
         return self._of_class(value, inside)
 
     def _scalar(self, value: Any) -> str | None:
         if isinstance(value, enum.Enum):
-            return f"{self.reference(type(value))}.{value.name}"
+            return self._member(value)
         if type(value) is float:
             return repr(value) if math.isfinite(value) else f"float('{value}')"
         if type(value) is complex:
@@ -89,9 +91,14 @@ class Speller:
         key = self.key(value) if isinstance(value, np.ndarray) else None
         if key is not None:
             return f"{self.archive}.array({key!r})"
-        if isinstance(value, np.generic):
-            return f"np.{value.dtype.name}({value.item()!r})"
-        return None
+        return _number(value) if isinstance(value, np.generic) else None
+
+    def _member(self, value: enum.Enum) -> str:
+        kind, name = type(value), value.name
+        home = self.reference(kind)
+        if kind.__members__.get(name) is not value:  # several flags at once
+            return f"{home}({self.spell(value.value)})"
+        return f"{home}.{name}" if _is_name(name) else f"{home}[{name!r}]"
 
     def _tensor(self, value: torch.Tensor) -> str:
         key = self.key(value)
@@ -116,25 +123,47 @@ class Speller:
         if isinstance(value, tuple):
             return _tuple(parts)
         text = f"[{', '.join(parts)}]"
-        return text if isinstance(value, list) else f"{self._import('collections')}.deque({text})"
+        if isinstance(value, list):
+            return text
+        longest = "" if value.maxlen is None else f", maxlen={value.maxlen}"
+        return f"{self._import('collections')}.deque({text}{longest})"
 
-    def _named(self, value: Any, inside: Mapping[str, str]) -> str:
+    def _named(self, value: Any, inside: list[tuple[str, str]]) -> str:
         mapping = isinstance(value, Mapping)
-        parts = ", ".join(f"{step!r}: {text}" for step, text in inside.items())
+        parts = ", ".join(f"{step!r}: {text}" for step, text in inside)
         return f"Named({type(value).__name__!r}, {{{parts}}}{', mapping=True' if mapping else ''})"
 
-    def _of_class(self, value: Any, inside: Mapping[str, str]) -> str:
-        known = containers.is_namedtuple(value) or isinstance(value, Mapping)
-        if not known and not dataclasses.is_dataclass(value):
-            msg = f"an object of {type(value).__qualname__}"
+    def _of_class(self, value: Any, inside: list[tuple[str, str]]) -> str:
+        kind = type(value)
+        made, texts = self.reference(kind), [text for _, text in inside]
+        if isinstance(value, Mapping):
+            return self._mapping(value, made, texts)
+        if hasattr(kind, "n_sequence_fields"):  # a named tuple of torch, which takes a sequence
+            return f"{made}({_tuple(texts)})"
+        if not containers.is_namedtuple(value) and not dataclasses.is_dataclass(value):
+            msg = f"an object of {kind.__qualname__}"
             raise CannotSpell(msg)
-        made = self.reference(type(value))
-        if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
-            return (
-                f"{made}({{{', '.join(f'{self.spell(k)}: {t}' for k, t in zip(value, inside.values(), strict=True))}}})"
-            )
-        names = list(value) if isinstance(value, Mapping) else [step.lstrip(".") for step in inside]
-        return f"{made}({', '.join(f'{name}={text}' for name, text in zip(names, inside.values(), strict=True))})"
+        names = [step.removeprefix(".") for step, _ in inside]
+        if not all(map(_is_name, names)) or not _takes(kind, **dict.fromkeys(names)):
+            msg = f"a {kind.__qualname__}, whose constructor does not take its fields"
+            raise CannotSpell(msg)
+        return f"{made}({', '.join(f'{name}={text}' for name, text in zip(names, texts, strict=True))})"
+
+    def _mapping(self, value: Mapping[Any, Any], made: str, texts: list[str]) -> str:
+        """The keys are the user's, and need be no names."""
+        pairs = zip(map(self.spell, value), texts, strict=True)
+        text = "{" + ", ".join(f"{key}: {part}" for key, part in pairs) + "}"
+        kind = type(value)
+        if isinstance(value, defaultdict):
+            factory = None if value.default_factory is None else self.reference(value.default_factory)  # type: ignore[arg-type]
+            return f"{made}({factory}, {text})"
+        # A mapping that is a dataclass would take a dict for its first field.
+        if not dataclasses.is_dataclass(kind) and _takes(kind, {}):
+            return f"{made}({text})"
+        if all(isinstance(key, str) for key in value) and _takes(kind, **dict.fromkeys(value)):
+            return f"{made}(**{text})"
+        msg = f"a {kind.__qualname__}, whose constructor takes neither a dict nor its keys"
+        raise CannotSpell(msg)
 
     def reference(self, kind: type) -> str:
         """The class by its name, which is imported.
@@ -142,11 +171,12 @@ class Speller:
         Raises:
             CannotSpell: it is no attribute of a module.
         """
-        home, name = kind.__module__, kind.__qualname__
+        home, name = str(getattr(kind, "__module__", None)), str(getattr(kind, "__qualname__", type(kind).__qualname__))
         found: Any = sys.modules.get(home)
         for part in name.split("."):
             found = getattr(found, part, None)
-        if found is not kind or home == "__main__":
+        # A class that is made at run time may have any name.
+        if found is not kind or home == "__main__" or not all(map(_is_name, f"{home}.{name}".split("."))):
             msg = f"the class {name}, which cannot be imported from {home}"
             raise CannotSpell(msg)
         if home.partition(".")[0] not in {"torch", *sys.stdlib_module_names}:
@@ -159,6 +189,39 @@ class Speller:
 
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def _number(value: np.generic[Any]) -> str | None:
+    """A number, text or date of numpy's; None for one that Python has no kind for (a longdouble, a record)."""
+    if type(value).__module__ != "numpy":
+        return None
+    if value.dtype.kind in "mM":
+        return f"np.int64({int(value.view('int64'))}).view({value.dtype.str!r})"
+    item = value.item()
+    if type(item) is float and not math.isfinite(item):
+        text = f"float('{item}')"
+    elif type(item) is complex:
+        text = f"complex('{item}')"
+    elif type(item) in (bool, int, float, str, bytes):
+        text = repr(item)
+    else:
+        return None
+    return f"np.dtype({value.dtype.kind if value.dtype.kind in 'US' else value.dtype.name!r}).type({text})"
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not keyword.iskeyword(text)
+
+
+def _takes(kind: type, /, *args: Any, **kwargs: Any) -> bool:
+    """Whether a class can be called like this, as far as its signature tells; a class of C's has none."""
+    try:
+        inspect.signature(kind).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _tuple(parts: list[str]) -> str:
