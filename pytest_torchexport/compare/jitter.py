@@ -25,6 +25,7 @@ from pytest_torchexport.compare.operators import (
     traits_of,
 )
 from pytest_torchexport.compare.path import Path
+from pytest_torchexport.compare.values import plain_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -66,7 +67,7 @@ def _units_of_sum(traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any],
 
     An eighth of that in units, since sums are made in lanes, and a quarter for a scan, which is not.
 
-    A power of two, so that few pools of noise are drawn.
+    A power of two: times a float32 number it is exact.
     """
     given = tensors_in([*args, *kwargs.values()])
     length = 1
@@ -78,12 +79,18 @@ def _units_of_sum(traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any],
     return 1 << max(0, round(math.log2(max(length, 1)) / 2) - (2 if traits.scan else 3))
 
 
-@functools.lru_cache(maxsize=6)
-def _factors(dtype: torch.dtype, units: int, device: torch.device) -> torch.Tensor:
-    """Factors `1 + units * eps * U(-1, 1)`, the same in every process."""
-    generator = torch.Generator().manual_seed(units)
+@functools.lru_cache(maxsize=3)
+def _uniform(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Numbers of U(-1, 1), the same in every process."""
+    generator = torch.Generator().manual_seed(1)
     uniform = torch.rand(2 * _POOL, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
-    return (1 + units * torch.finfo(dtype).eps * uniform).to(dtype).to(device)
+    return uniform.to(dtype).to(device)
+
+
+def _factors(uniform: torch.Tensor, dtype: torch.dtype, units: int) -> torch.Tensor:
+    """Factors `1 + units * eps * U(-1, 1)`."""
+    one = torch.ones((), dtype=uniform.dtype, device="cpu")
+    return torch.add(one, uniform, alpha=units * torch.finfo(dtype).eps).to(dtype)
 
 
 @functools.lru_cache(maxsize=3)
@@ -103,9 +110,9 @@ def _is_whole(real: torch.Tensor) -> torch.Tensor:
 
 
 def _multiply(real: torch.Tensor, factors: torch.Tensor) -> None:
-    """Multiply in place, but for whole numbers."""
+    """Multiply in place, but for whole numbers; the factors are changed too."""
     if not bool(real.abs().max() < 1):  # zeros stay zero anyway
-        factors = factors.masked_fill(_is_whole(real), 1)
+        factors.masked_fill_(_is_whole(real), 1)
     real.mul_(factors)
 
 
@@ -250,12 +257,14 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if kwargs.get("stable") or given.is_complex() or given.dtype is torch.bool or not given.dim():
             return result
-        chance = torch.rand(given.shape, generator=self._generator, device="cpu").to(given.device, torch.float64)
+        # Where the device knows no float64, on the CPU.
+        values = given.to(plain_device(given))
+        chance = torch.rand(values.shape, generator=self._generator, device="cpu").to(values.device, torch.float64)
         step = 0.25 if not given.is_floating_point() else 1e-290
         scale = 0.0 if not given.is_floating_point() else self._loudness * torch.finfo(given.dtype).eps
-        untied = given.double() * (1 + scale * (2 * chance - 1)) + step * chance
+        untied = values.double() * (1 + scale * (2 * chance - 1)) + step * chance
         named = dict(by_name(traits_of(func), args, kwargs))
-        indices = func(untied, *args[1:], **kwargs)[1]
+        indices = func(untied, *args[1:], **kwargs)[1].to(given.device)
         dim = named.get("dim", -1)
         return (given.gather(dim, indices), indices)
 
@@ -337,17 +346,17 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _multiply_by_pool(self, real: torch.Tensor, units: int) -> None:
         """Multiply in place by random factors."""
-        pool = _factors(real.dtype, units, real.device)
+        pool = _uniform(torch.float64 if real.dtype is torch.float64 else torch.float32, real.device)
         count = real.numel()
         places = [self._place() for _ in range(0, count, _POOL)]
         if not real.is_contiguous():
             parts = [pool[at : at + min(_POOL, count - i * _POOL)] for i, at in enumerate(places)]
-            _multiply(real, torch.cat(parts).view(real.shape))
+            _multiply(real, _factors(torch.cat(parts).view(real.shape), real.dtype, units))
             return
         row = real.view(-1)
         for begin, end in _pieces(count, 0):
             at = places[begin // _POOL] + begin % _POOL
-            _multiply(row[begin:end], pool[at : at + end - begin])
+            _multiply(row[begin:end], _factors(pool[at : at + end - begin], real.dtype, units))
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -86,7 +86,7 @@ def test_the_opinion_does_not_depend_on_what_was_asked_before() -> None:
 
 def test_the_default_device_of_the_user_changes_nothing() -> None:
     expected = Measured().judge("rows", 5e-6)
-    jitter._factors.cache_clear()
+    jitter._uniform.cache_clear()
     jitter._signs.cache_clear()
     measured = Measured()
     torch.set_default_device("meta")

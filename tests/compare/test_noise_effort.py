@@ -166,13 +166,32 @@ def test_noise_does_not_depend_on_the_pieces(dtype: torch.dtype, monkeypatch: py
             return [x + x, x.t() * 2, x[:, ::2] * 2, x[3:] * 2]
 
     monkeypatch.setattr(jitter, "_POOL", 1000)
-    jitter._factors.cache_clear()
+    jitter._uniform.cache_clear()
     jitter._signs.cache_clear()
     whole = noisy()
     monkeypatch.setattr(jitter, "_PIECE", 7)
     assert all(torch.equal(one, other) for one, other in zip(noisy(), whole, strict=True))
-    jitter._factors.cache_clear()
+    jitter._uniform.cache_clear()
     jitter._signs.cache_clear()
+
+
+def test_sums_of_many_lengths_share_the_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_sizes: list[int] = []
+    before = torch.rand
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        numbers = before(*args, **kwargs)
+        drawn_sizes.append(numbers.numel())
+        return numbers
+
+    monkeypatch.setattr(torch, "rand", counted)
+    jitter._uniform.cache_clear()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for loudness in (1, 8):
+            with Jitter(0, 1, loudness):
+                moved = [torch.ones(length, dtype=dtype).sum() * 0.1 for length in (8, 300, 5000, 70_000)]
+            assert all(one.isfinite() for one in moved)
+    assert len(drawn_sizes) == 1
 
 
 # --- through the whole check ----------------------------------------------------------------------------------------
