@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -97,11 +99,13 @@ class Architecture:
     name: str
     n_inputs: int = 2
     seed: int = 0
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="torchexport-")))
+    folder: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.model, self.args, self.options = build(self.name, self.seed)
         self.store = _Store()
+        self.folder = Path(tempfile.mkdtemp(prefix="torchexport-"))
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
 
     def check(self, backend: Backend | str, tolerance: Tolerance | None = None, *, explained: bool = False) -> Outcome:
         """The public engine's outcome; of a mismatch the verdict alone, unless it is to be explained."""
@@ -211,7 +215,6 @@ class Architecture:
     @cached_property
     def onnx_folder(self) -> Path:
         """Where the right ONNX file lies. Raises what the exporter raises."""
-        self.folder.mkdir(exist_ok=True)
         export(
             Subject(self.model, self.args, **self.options),
             Policy(Onnx(external_data=False)),
