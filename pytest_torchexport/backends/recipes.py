@@ -5,6 +5,8 @@ It is read by people: it does what a user would do, and no more.
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+
+
+def free_text(text: str) -> str:
+    """A text that may say anything, as it may stand in a docstring or a comment: one line that ends neither of them."""
+    # Split first: a line break is no character that has to be seen.
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
+    return re.sub(r'"(?="|$)', r"\"", line.replace("\\", "\\\\"))
 
 
 def torchscript(*, optimize: bool) -> str:
@@ -71,11 +80,16 @@ def classes(module: torch.nn.Module) -> tuple[str, tuple[str, ...]]:
     for spec in (getattr(module, "_in_spec", None), getattr(module, "_out_spec", None)):
         for kind in _kinds(spec):
             home = str(getattr(kind, "__module__", "builtins"))
-            if home.partition(".")[0] not in ("builtins", "collections", "torch"):
+            if home.partition(".")[0] not in ("builtins", "collections", "torch") and _is_module(home):
                 found.setdefault(home, set()).add(kind.__qualname__)
-    imports = "".join(f"import {home}  # registers {', '.join(sorted(names))}\n" for home, names in found.items())
-    needs = tuple(f"{home} (the file holds objects of {', '.join(sorted(names))})" for home, names in found.items())
+    listed = {home: free_text(", ".join(sorted(names))) for home, names in found.items()}
+    imports = "".join(f"import {home}  # registers {names}\n" for home, names in listed.items())
+    needs = tuple(f"{home} (the file holds objects of {names})" for home, names in listed.items())
     return imports, needs
+
+
+def _is_module(home: str) -> bool:
+    return all(part.isidentifier() and not keyword.iskeyword(part) for part in home.split("."))
 
 
 def _kinds(spec: Any) -> Iterator[type]:

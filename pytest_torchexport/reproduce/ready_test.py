@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport.backends.base import options_of
+from pytest_torchexport.backends.recipes import free_text
 from pytest_torchexport.reproduce import rebuild, script, standalone
 from pytest_torchexport.reproduce.example import example_keys
 from pytest_torchexport.reproduce.spell import CannotSpell, Speller
+from pytest_torchexport.reproduce.written import NotPython, write_source
 from pytest_torchexport.subject.equality import identical
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def write(ready: Ready, kept: Kept) -> dict[str, Any]:
     Returns:
         Which fields of the outcome change: a line of the message.
     """
+    (kept.folder / NAME).unlink(missing_ok=True)  # of an earlier run
     plan, trial = ready.plan, ready.trial
     if trial is not None and len(trial.calls) > 1 and not _all_equal(plan, trial.calls):
         return {"message": f"no {NAME}: a test gives one call, and repeats it"}
@@ -59,7 +62,10 @@ def write(ready: Ready, kept: Kept) -> dict[str, Any]:
         return {"message": f"no {NAME}: the check needs {error}"}
     made = rebuild.construction(plan.model)
     state = rebuild.keep_state(plan.model, kept)
-    (kept.folder / NAME).write_text(_source(ready, imports, call, marker, made, state=state), encoding="utf-8")
+    try:
+        write_source(kept.folder / NAME, _source(ready, imports, call, marker, made, state=state))
+    except NotPython as error:
+        return {"message": f"no {NAME}: {error}"}
     if (kept.folder / script.NAME).exists():
         return {}
     line = f"reproduce: pytest {kept.folder / NAME}"
@@ -75,11 +81,10 @@ def _all_equal(plan: Plan, calls: Iterable[Call]) -> bool:
 
 
 def _source(ready: Ready, imports: str, call: str, marker: str, made: rebuild.Construction, *, state: bool) -> str:
-    title = ready.title.replace("\\", "/").replace('"""', "'''")
     machinery = "\n\n".join(
         inspect.getsource(part) for part in (standalone.Kept, standalone.Archives, standalone._strided)
     )
-    return f'''"""{title}
+    return f'''"""{free_text(ready.title)}
 
 The same check on the input that failed, to be run with pytest.
 """
@@ -137,11 +142,14 @@ def _shapes(spec: Any) -> str:
         CannotSpell: it holds what no source gives back.
     """
     if isinstance(spec, Mapping):
+        if not all(type(key) in (str, int) for key in spec):
+            msg = "dynamic_shapes with keys that are neither names nor dims"
+            raise CannotSpell(msg)
         return "{" + ", ".join(f"{key!r}: {_shapes(part)}" for key, part in spec.items()) + "}"
     if type(spec) in (list, tuple):
         inside = "".join(f"{_shapes(part)}, " for part in spec)
         return f"[{inside}]" if isinstance(spec, list) else f"({inside})"
-    if spec is None or isinstance(spec, int):
+    if spec is None or type(spec) in (int, bool):
         return repr(spec)
     dim = torch.export.Dim
     for name in ("AUTO", "DYNAMIC", "STATIC"):

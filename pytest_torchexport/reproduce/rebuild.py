@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_torchexport.backends.recipes import free_text
 from pytest_torchexport.reproduce.spell import CannotSpell, Speller
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import name_of
@@ -268,7 +269,7 @@ def model_source(made: Construction, *, state: bool) -> str:
     """
     if made.expression is None:
         hint = f"Make the model here, a {made.name}: {made.why}."
-        body = f'    # {hint}\n    raise SystemExit("{NOT_FILLED_IN}")\n'
+        body = f'    # {free_text(hint)}\n    raise SystemExit("{NOT_FILLED_IN}")\n'
     else:
         body = f"    model = {made.expression}\n"
         body += "".join(f"    {line}\n" for line in made.settings) + "    return model\n"

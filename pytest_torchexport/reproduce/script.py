@@ -17,11 +17,13 @@ import torch
 
 from pytest_torchexport.backends.base import Recipe
 from pytest_torchexport.backends.quiet import quiet
+from pytest_torchexport.backends.recipes import free_text
 from pytest_torchexport.compare.records import named_leaves
 from pytest_torchexport.reproduce import rebuild, standalone
 from pytest_torchexport.reproduce.example import example_keys
 from pytest_torchexport.reproduce.keep import Kept, Leaves
 from pytest_torchexport.reproduce.spell import CannotSpell, Speller
+from pytest_torchexport.reproduce.written import NotPython, write_source
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.run import fixed_rng
 
@@ -102,6 +104,16 @@ def write(shown: Shown, kept: Kept) -> dict[str, Any]:
     Returns:
         Which fields of the outcome change.
     """
+    (kept.folder / NAME).unlink(missing_ok=True)  # of an earlier run
+    try:
+        return _written(shown, kept)
+    except CannotSpell as error:
+        return {"message": f"no {NAME}: the input holds {error}"}
+    except NotPython as error:
+        return {"message": f"no {NAME}: {error}"}
+
+
+def _written(shown: Shown, kept: Kept) -> dict[str, Any]:
     with _hushed():
         recipe = shown.exported.reproduction(shown.calls, kept.folder)
     if recipe is None:
@@ -109,12 +121,9 @@ def write(shown: Shown, kept: Kept) -> dict[str, Any]:
     if recipe.model and not recipe.file:
         return _on_the_model(shown, kept, recipe, recipe.note)
     script = kept.folder / NAME
-    try:
-        text = _source(shown, kept, recipe)
-    except CannotSpell as error:
-        return {"message": f"no {NAME}: the input holds {error}"}
+    text = _source(shown, kept, recipe)
     kept.finish()
-    script.write_text(text, encoding="utf-8")
+    write_source(script, text)
     note = recipe.note
     if recipe.model:
         survives = _shows(script, shown) if shown.seconds <= _SECONDS else None
@@ -172,7 +181,7 @@ def parameters(program):
     own = Recipe(source, needs=needs, note=note)
     script = kept.folder / NAME
     kept.finish()
-    script.write_text(_source(shown, kept, own), encoding="utf-8")
+    write_source(script, _source(shown, kept, own))
     if made.expression is not None and shown.seconds <= _SECONDS and _shows(script, shown) is False:
         note += ". It did not show when the script was tried"
     return {"reproduction": str(script), "message": _line(script, note)}
@@ -224,7 +233,7 @@ def _source(shown: Shown, kept: Kept, recipe: Recipe) -> str:
             machinery,
             *dict.fromkeys((*imports, *also)),
             "HERE = Path(__file__).resolve().parent",
-            f'DEVICE = "{shown.plan.device}"',
+            f"DEVICE = {str(shown.plan.device)!r}",
             "",
             recipe.source,
             calls,
@@ -238,14 +247,14 @@ def _source(shown: Shown, kept: Kept, recipe: Recipe) -> str:
 
 
 def _docstring(shown: Shown, recipe: Recipe, artifact: str) -> str:
-    title = shown.title.replace("\\", "/").replace('"""', "'''")
     needs = ["torch", "numpy", *recipe.needs]
-    loads = f"Loads {artifact}, runs" if artifact else "Runs"
-    note = f"\n\nNote: {recipe.note}." if recipe.note else ""
+    loads = f"Loads {free_text(artifact)}, runs" if artifact else "Runs"
+    note = f"\n\nNote: {free_text(recipe.note)}." if recipe.note else ""
     return (
-        f'"""{title}\n\n{loads} it on the failing input (input.npz), and compares with what eager gave (eager.npz).\n'
+        f'"""{free_text(shown.title)}\n\n'
+        f"{loads} it on the failing input (input.npz), and compares with what eager gave (eager.npz).\n"
         f"Exit code 1 while the difference is there, 0 when it is gone.\n\n"
-        f'Needs {", ".join(needs)}.{note}\n"""\n\nfrom __future__ import annotations\n'
+        f'Needs {free_text(", ".join(needs))}.{note}\n"""\n\nfrom __future__ import annotations\n'
     )
 
 

@@ -153,7 +153,7 @@ class Speller:
         """The keys are the user's, and need be no names."""
         pairs = zip(map(self.spell, value), texts, strict=True)
         text = "{" + ", ".join(f"{key}: {part}" for key, part in pairs) + "}"
-        kind = type(value)
+        kind: Any = type(value)
         if isinstance(value, defaultdict):
             factory = None if value.default_factory is None else self.reference(value.default_factory)  # type: ignore[arg-type]
             return f"{made}({factory}, {text})"
