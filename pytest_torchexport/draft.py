@@ -124,7 +124,9 @@ class Draft:
         """Keep what the outcome says of all comparisons: their number, and the worst of them."""
         self.compared += len(leaves)
         self.has_values |= any(leaf.dtype for leaf in leaves)
-        self.worst = max([*leaves, *filter(None, [self.worst])], key=lambda leaf: leaf.excess, default=None)
+        # Of those that differ at a first look, some are acquitted; what stands is known in the end.
+        agreeing = [leaf for leaf in leaves if leaf.agrees]
+        self.worst = max([*agreeing, *filter(None, [self.worst])], key=lambda leaf: leaf.excess, default=None)
 
     def skipped(self, reason: str) -> Outcome:
         """The outcome where the backend or the device is not here."""

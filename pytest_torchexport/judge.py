@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from pytest_torchexport.compare.records import Comparison, compare_records, named_leaves
 from pytest_torchexport.counterexample import is_clear
@@ -25,11 +27,17 @@ if TYPE_CHECKING:
 
 
 def check_names(plan: Plan, reference: Reference) -> None:
-    """Raise a `UsageError` that lists the results, if the tolerances of a plan name one that eager does not have."""
-    paths: dict[str, None] = {}
+    """Raise a `UsageError` if the tolerances of a plan name a result or a dimension that eager does not have."""
+    paths: dict[str, Any] = {}
     for trial in reference.trials:
         if trial.record.error is None:
-            paths |= dict.fromkeys(named_leaves(trial.record, len(trial.calls), reference.start, plan.names))
+            paths |= named_leaves(trial.record, len(trial.calls), reference.start, plan.names)
+    for path, leaf in paths.items():
+        rule, dims = plan.rules.of_result(path), leaf.dim() if isinstance(leaf, torch.Tensor) else None
+        named = rule != plan.rules.default
+        if rule.compare == "set" and dims and rule.dim and not -dims <= rule.dim < dims and (named or "output" in path):
+            msg = f"tolerance of {path}: it has {dims} dimension{'' if dims == 1 else 's'}, and none is dim={rule.dim}"
+            raise UsageError(msg)
     unknown = plan.rules.unknown(paths)
     if unknown:
         msg = (

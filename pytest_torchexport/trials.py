@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Trial:
     """One input that eager accepts: a sequence of calls, and what eager did on it.
 
-    `noise` is eager's rounding noise on it, by the precision that it is measured for. `taken` is what it took at each
+    `noise` is eager's rounding noise on it, by the precision that it is measured for and the orders that mean nothing. `taken` is what it took at each
     decision, where that was observed; `goals` are the outcomes that the search found it for.
     """
 
@@ -33,7 +33,7 @@ class Trial:
     record: Record
     kind: str
     label: str
-    noise: dict[str | None, RoundingNoise] = field(default_factory=dict)
+    noise: dict[tuple[str | None, str], RoundingNoise] = field(default_factory=dict)
     taken: Taken | None = None
     goals: tuple[tuple[Site, Any], ...] = ()
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MOST = 4096
-"""Entries of several numbers that are matched by their distances; more are put in order by their first numbers."""
+"""Entries of several numbers that are matched by their distances; more are put in order, the first number first."""
 
 
 def in_order_of(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], dim: int) -> Sequence[torch.Tensor]:
@@ -54,10 +54,18 @@ def _rows(values: torch.Tensor, dim: int, scale: torch.Tensor) -> torch.Tensor:
 def _matched(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """For each row of eager's the row of the program's that belongs to it."""
     if len(ours) > _MOST:
-        return theirs[:, 0].argsort(stable=True)[ours[:, 0].argsort(stable=True).argsort()]
+        return _in_order(theirs)[_in_order(ours).argsort()]
     far = torch.cdist(ours.cpu(), theirs.cpu(), p=1.0)
     order = torch.empty(len(ours), dtype=torch.int64)
     for row in range(len(ours)):
         order[row] = nearest = int(far[row].argmin())
         far[:, nearest] = torch.inf
+    return order
+
+
+def _in_order(rows: torch.Tensor) -> torch.Tensor:
+    """The numbers of the rows in lexicographic order."""
+    order = torch.arange(len(rows), device=rows.device)
+    for column in reversed(rows.unbind(1)):
+        order = order[column[order].argsort(stable=True)]
     return order

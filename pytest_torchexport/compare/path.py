@@ -17,8 +17,10 @@ _DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class Path:
-    """The way that a run takes through the model: its operators with their shapes and Python arguments, the flags and
-    whole numbers that it takes out of tensors, and the parameters that it reads.
+    """The way that a run takes through the model.
+
+    Its operators with their shapes and Python arguments, the flags and whole numbers that it takes out of tensors, and
+    the parameters that it reads.
 
     Two runs of one model on one input take the same way unless a number taken out of a tensor, or a condition on one,
     came out differently. Such a run says nothing about rounding.

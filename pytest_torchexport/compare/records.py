@@ -137,7 +137,9 @@ def compare_records(
         questions += _arguments(prefix, names(before), names(expected.arguments[index]), names(actual.arguments[index]))
     questions += _states(comparison, expected, actual, states)
     questions += _gradients(expected, actual, gradients)
-    comparison.ignored = [asked.path for asked in questions if rules.of_result(asked.path).compare == "ignore"]
+    paths = [*(leaf.path for leaf in comparison.leaves), *(asked.path for asked in questions)]
+    comparison.ignored = [path for path in paths if rules.of_result(path).compare == "ignore"]
+    comparison.leaves = [leaf for leaf in comparison.leaves if leaf.path not in comparison.ignored]
     questions = _in_any_order([asked for asked in questions if asked.path not in comparison.ignored], rules)
     found = [
         compare_leaf(asked.path, asked.ours, asked.theirs, rules.of_result(asked.path), structure)
@@ -169,25 +171,36 @@ class _Question:
 
 
 def _in_any_order(questions: list[_Question], rules: Rules) -> list[_Question]:
-    """The questions, with the program's results in eager's order where the tolerance says that it means nothing.
+    """The questions, with the program's results in eager's order where the tolerance says that it means nothing."""
+    ours, theirs = ({asked.path: getattr(asked, side) for asked in questions} for side in ("ours", "theirs"))
+    moved = in_eagers_order(ours, theirs, rules)
+    return [dataclasses.replace(asked, theirs=moved.get(asked.path, asked.theirs)) for asked in questions]
+
+
+def in_eagers_order(ours: Mapping[str, Any], theirs: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
+    """The results whose order means nothing by the rules, in the order of eager's.
 
     Those of one call that have as many entries along the first dimension are moved together.
+
+    Args:
+        ours: eager's leaves by path.
+        theirs: the leaves of another run, or of the program.
+        rules: the tolerance of each result.
     """
-    groups: dict[Any, list[int]] = {}
-    for index, asked in enumerate(questions):
-        rule, ours, theirs = rules.of_result(asked.path), asked.ours, asked.theirs
-        if rule.compare != "set" or not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+    groups: dict[Any, list[str]] = {}
+    for path, mine in ours.items():
+        rule, other = rules.of_result(path), theirs.get(path)
+        if rule.compare != "set" or not isinstance(mine, torch.Tensor) or not isinstance(other, torch.Tensor):
             continue
-        if (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and -ours.dim() <= rule.dim < ours.dim():
-            call = asked.path.partition("output")[0]
-            group = (call, len(ours)) if rule.dim == 0 and asked.path.startswith(f"{call}output") else index
-            groups.setdefault(group, []).append(index)
-    moved = list(questions)
-    for indices in groups.values():
-        dim = rules.of_result(questions[indices[0]].path).dim
-        ordered = in_order_of([questions[i].ours for i in indices], [questions[i].theirs for i in indices], dim)
-        for index, one in zip(indices, ordered, strict=True):
-            moved[index] = dataclasses.replace(questions[index], theirs=one)
+        if mine.shape == other.shape and -mine.dim() <= rule.dim < mine.dim():
+            call = path.partition("output")[0]
+            together = rule.dim == 0 and path.startswith(f"{call}output")
+            groups.setdefault((call, len(mine)) if together else path, []).append(path)
+    moved: dict[str, Any] = {}
+    for paths in groups.values():
+        dim = rules.of_result(paths[0]).dim
+        ordered = in_order_of([ours[path] for path in paths], [theirs[path] for path in paths], dim)
+        moved |= zip(paths, ordered, strict=True)
     return moved
 
 
@@ -198,9 +211,14 @@ def _looked_at_again(
     rules: Rules,
     second_opinion: SecondOpinion,
 ) -> list[Leaf]:
-    """The results, those that differ in their values after a second opinion; not where the user's bounds judge."""
-    differing = [leaf.path for leaf in found if leaf.cause in (Cause.NUMERIC, Cause.SPECIAL_VALUE)]
-    disputed = frozenset(path for path in differing if not rules.of_result(path).fixed)
+    """The results, those that differ in their values after a second opinion; not where the user's bounds judge.
+
+    Such bounds are for floating values: what follows from these, indices and flags, is judged as everywhere.
+    """
+    differing = [leaf for leaf in found if leaf.cause in (Cause.NUMERIC, Cause.SPECIAL_VALUE)]
+    disputed = frozenset(
+        leaf.path for leaf in differing if leaf.rule == "exact" or not rules.of_result(leaf.path).fixed
+    )
 
     def again(asked: _Question, leaf: Leaf) -> Leaf:
         if leaf.path not in disputed:

@@ -152,6 +152,11 @@ class Rules:
         """Whether nothing is set by hand."""
         return self.default.is_default and not self.named
 
+    @property
+    def any_order(self) -> bool:
+        """Whether the order of some result means nothing."""
+        return any(one.compare == "set" for one in (self.default, *(one for _, one in self.named)))
+
     def of_result(self, path: str) -> Tolerance:
         """The tolerance of the result with this path."""
         for fits in (_is_path, _is_last_part, _fits_pattern):
@@ -202,7 +207,7 @@ def _fits_pattern(name: str, path: str) -> bool:
 
 
 def read_tolerance(text: str) -> Tolerance:
-    """The tolerance that a line of an ini file says: `k=10`, `rtol=1e-3 atol=1e-5`, `precision=tf32`, `ignore`.
+    """The tolerance that a line of an ini file says: `k=10`, `rtol=1e-3 atol=1e-5`, `precision=tf32`, `compare=ignore`.
 
     Raises:
         UsageError: a word is not known, or `Tolerance` does not accept the values.
