@@ -107,8 +107,7 @@ def kind_of(finding: Finding) -> Cause:
 
 def _how_many(findings: Sequence[Finding], tried: int) -> str:
     text = f"{len(findings)} of {tried} inputs fail"
-    # Of a sequence that repeats the example, the first call may well agree.
-    if any(finding.is_example and (finding.calls == 1 or len(findings) == tried) for finding in findings):
+    if any(finding.is_example for finding in findings):
         return text + ", the example among them"
     return text + "; the example itself agrees"
 

@@ -37,6 +37,13 @@ def test_a_suspicion_is_no_cause_if_the_example_fails_too() -> None:
     assert found.evidence[0].text == "2 of 5 inputs fail, the example among them"
 
 
+def test_an_example_that_fails_in_a_later_call_does_not_agree() -> None:
+    found = attribute([finding(differs("call 2 output"), example=True, calls=2)], 5, [])
+    assert found.evidence[0].text == "1 of 5 inputs fail, the example among them"
+    others = attribute([finding(differs("call 2 output"), calls=2)], 5, [])
+    assert others.evidence[0].text == "1 of 5 inputs fail; the example itself agrees"
+
+
 def test_only_other_sizes_fail() -> None:
     assert attribute([finding(differs(), same_shapes=False)], 5, []).cause is Cause.BAKED_SHAPE
     assert attribute([finding(differs(), same_shapes=False), finding(differs())], 5, []).cause is Cause.NUMERIC
