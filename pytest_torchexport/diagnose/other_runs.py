@@ -41,11 +41,13 @@ def other_mode(case: Case) -> Iterator[Clue]:
     single = {f"{name!r}": [module] for name, module in list(norms.items())[:_NORMS]} if len(norms) > 1 else {}
     kinds = ", ".join(sorted({type(module).__name__ for module in norms.values()}))
     some = {kinds: list(norms.values()), **single} if norms else {}
+    lost = any(leaf.cause is Cause.LOST_STATE for leaf in case.leaves)
     for who, chosen in {"": list(model.modules()), **some}.items():
         if case.explained_by(case.eager(program=_in_other_mode(model, chosen))):
             mode, other = ("training", "eval") if chosen[0].training else ("eval", "training")
             what = f"with {who} in {other} mode; it is" if who else f"in {other} mode; the model is"
-            yield Clue((Evidence(f"the exported program does what eager does {what} in {mode} mode"),), Cause.NUMERIC)
+            fact = Evidence(f"the exported program does what eager does {what} in {mode} mode")
+            yield Clue((fact,), Cause.LOST_STATE if lost else Cause.NUMERIC)
             return
 
 

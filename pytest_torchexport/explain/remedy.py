@@ -69,7 +69,30 @@ class Failed:
 
 def what_to_do(failed: Failed) -> str:
     """The remedy in a sentence or two; empty where none is known that helps."""
-    return _BY_CAUSE[failed.attribution.cause](failed)
+    return _mode(failed) or _BY_CAUSE[failed.attribution.cause](failed)
+
+
+def _mode(failed: Failed) -> str:
+    """Where the program does what eager does in the other mode; empty where it is not that."""
+    told = " ".join(fact.text for fact in failed.attribution.evidence)
+    found = re.search(r"does what eager does (?:with .*? )?in (eval|training) mode", told)
+    if found is None:
+        return ""
+    if found[1] == "training":
+        return (
+            "Call model.eval() on the model that is exported, and look for layers that forward switches to training "
+            "mode and for training=True in functional calls."
+        )
+    if failed.backend == "onnx":
+        return (
+            "This exporter writes BatchNorm as in eval mode. If the program is for inference, call model.eval() before "
+            "the check; if the batch's own statistics are meant, compute them in forward (x.mean, x.var), take the "
+            "running ones as arguments and return the new ones."
+        )
+    return (
+        "If the program is for inference, call model.eval() before the check; if training mode is meant, set training "
+        "where the layer is called: F.batch_norm(..., training=True), F.dropout(..., training=True)."
+    )
 
 
 def _baked_branch(failed: Failed) -> str:
