@@ -21,7 +21,7 @@ import torch
 from pytest_torchexport.compare.double import NoDouble
 from pytest_torchexport.compare.flips import Flips
 from pytest_torchexport.compare.jitter import EPS_EVERYWHERE, Jitter
-from pytest_torchexport.compare.opinion import Opinion, measured_by, told, without_measurement
+from pytest_torchexport.compare.opinion import Opinion, chaos, told, without_measurement
 from pytest_torchexport.compare.path import Path, Watch
 from pytest_torchexport.compare.rerun import Eager, in_double
 from pytest_torchexport.compare.spread import Seen, Spread, Values, same_class, scale_of, unravel, wide
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
 
-_LAST = 5 / 6
-"""After the last draw, when the noise is known best, so much of the limit counts; not where eager itself is the centre,
-since the noise then lacks the float64 run."""
+_FEW_DRAWS = 4
 _DRAWS = 8
+_LAST = 5 / 6
+"""Beyond few draws, when the noise is known better, so much of the limit counts; not where eager itself is the centre,
+since the noise then lacks the float64 run."""
 _LOUD_DRAWS = 8
 _LOUDNESS = 8
 _SETTLED = 100.0
@@ -141,10 +142,7 @@ class RoundingNoise:
             )
             raise TooChaotic(msg)
         if opinion.agrees and opinion.too_chaotic:
-            msg = (
-                f"{leaf.path} is too chaotic: the rounding noise of eager itself is {opinion.ratio:.2g} of the largest "
-                f"value ({measured_by(opinion)}), and any difference of that size would pass"
-            )
+            msg = chaos(leaf, opinion)
             raise TooChaotic(msg)
         return told(leaf, opinion, expected, actual)
 
@@ -372,7 +370,7 @@ class RoundingNoise:
         plain_score = error / scale
         score = plain_score.masked_fill(special, math.inf)
         worst = int(score.argmax())
-        limit = k if seen.made < _DRAWS or reference is None else k * _LAST
+        limit = k if seen.made <= _FEW_DRAWS or reference is None else k * _LAST
         highest = float(score.flatten()[worst])
         size = values.ours.abs()
         signal = float(torch.where(size < values.most / 2, size, 0.0).max())
@@ -407,28 +405,33 @@ class RoundingNoise:
         return max((float(size.max()) for size in sizes), default=0.0)
 
     def _discrete(self, path: str, values: Values, eager: Eager) -> Opinion | None:
-        """A flipped element is explained if some run has the same value there.
+        """A flipped element is explained if some run flips it so.
 
-        Draws sample the near ties, they do not list them: hence the allowance for a few flips that no draw shows. It
-        grows with the square root of what is shown, so that in a half type, where much flips, no row can hide in it.
+        Loud runs flip more than an export does. Where they flip so much that they would explain anything, it is for
+        runs with no more noise than eager's own to say.
         """
         self._draw_until_settled(path, values, eager, _LOUD_DRAWS)
         known = self._flips.get(path)
         if known is None:
             return None
         flipped = values.ours != values.theirs
-        unexplained = known.unexplained(values.theirs)
-        most = known.most
-        allowed = min(most // 4, max(1, math.isqrt(most) // 2))
+        score = known.score(values.theirs)
+        vague = score <= 1 and known.is_free()
+        if vague:
+            while self._draws < _DRAWS:
+                self._draw(eager)
+            vague = known.score(values.theirs, loud=False) > 1 or known.is_free(loud=False)
         worst = int(flipped.flatten().int().argmax())
         return Opinion(
-            agrees=unexplained <= allowed,
-            score=unexplained / allowed if allowed else math.inf if unexplained else 0.0,
+            agrees=score <= 1,
+            score=score,
             limit=1.0,
             draws=self._draws + self._loud_draws,
             noise=0.0,
+            ratio=known.share() if vague else 0.0,
             error=float((values.ours.double() - values.theirs.double()).abs().max()),
             index=unravel(worst, flipped.shape),
+            too_chaotic=vague,
             beyond=flipped,
         )
 

@@ -10,6 +10,7 @@ import torch
 
 _LEAST_SLICE = 8
 """The root mean square over fewer elements may be tiny by luck."""
+_FAR_SMALLER = 100.0
 _REMEMBERED = 1 << 16
 """Elements of a leaf up to which what each run added is remembered."""
 
@@ -116,6 +117,18 @@ def same_class(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one.isfinite() & other.isfinite()) | (one.isnan() & other.isnan()) | (one == other)
 
 
+def _of_its_size(quietest: torch.Tensor, noise: torch.Tensor, finite: torch.Tensor, values: Values) -> torch.Tensor:
+    """The noise of a few numbers that cannot be told apart by slices: small ones are not judged by much larger ones.
+
+    An element that is far smaller than the largest one has the noise relative to itself that the others have, so that
+    a loss beside a sum, or a score beside a box, has a scale of its own.
+    """
+    size = torch.where(finite, values.ours.abs(), 0.0)
+    relative = torch.where(finite, noise / size.clamp_min(values.least), 0.0)
+    typical = relative.flatten().median()
+    return torch.where(size * _FAR_SMALLER < size.max(), torch.minimum(quietest, size * typical), quietest)
+
+
 def scale_of(noise: torch.Tensor, finite: torch.Tensor, values: Values, unit: float) -> torch.Tensor:
     """The noise of each element: its own, at least that of the quietest slice it lies in, a rounding, a normal number.
 
@@ -130,9 +143,11 @@ def scale_of(noise: torch.Tensor, finite: torch.Tensor, values: Values, unit: fl
 
     every = tuple(range(noise.dim()))
     quietest = rms(every)
-    for axis, size in enumerate(noise.shape):
-        if size > 1 and noise.numel() // size >= _LEAST_SLICE:
-            quietest = torch.minimum(quietest, rms(tuple(a for a in every if a != axis)))
+    slices = [axis for axis, size in enumerate(noise.shape) if size > 1 and noise.numel() // size >= _LEAST_SLICE]
+    for axis in slices:
+        quietest = torch.minimum(quietest, rms(tuple(a for a in every if a != axis)))
+    if not slices and noise.numel() < _LEAST_SLICE**2:
+        quietest = _of_its_size(quietest, noise, finite, values)
     rounding = torch.where(finite, values.ours.abs(), 0.0) * unit
     parts = (noise, quietest.expand_as(noise), rounding)
     return functools.reduce(torch.maximum, parts).clamp_min(values.least)

@@ -527,3 +527,23 @@ class HalfBody(nn.Module):
 def test_a_body_in_half_precision_is_not_chaotic_under_a_head_in_float32() -> None:
     outcome = check(HalfBody(), (torch.randn(16, 64),), n_inputs=0, branches="off")
     assert outcome.verdict is Verdict.EQUIVALENT, outcome.message
+
+
+class Together(nn.Module):
+    """A large and a small number in one short row; the small one is off on request."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        loss = (x.tanh() ** 2).mean()
+        if torch._C._is_tracing():
+            loss = (x.double().tanh() ** 2).mean().float() * (1 + self.off)
+        return torch.stack([x.exp().sum() * 1e4, loss, x.max()])
+
+
+def test_a_small_number_beside_a_large_one_has_a_noise_of_its_own() -> None:
+    x = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    assert check(Together(0.0), (x,), n_inputs=3, branches="off").verdict is Verdict.EQUIVALENT
+    assert check(Together(1e-3), (x,), n_inputs=3, branches="off").verdict is Verdict.MISMATCH
