@@ -31,6 +31,10 @@ def how_it_differs(leaf: Leaf) -> str:
     """The end of a headline: `output is 214x the rounding noise (limit 6x)`, `output is off by 0.3`."""
     if leaf.cause is not Cause.NUMERIC:
         return f"{leaf.path}: {leaf.reason.partition(';')[0]}"
+    if leaf.rule == "exact" and leaf.elements == 1:
+        return f"{leaf.path} is {leaf.actual}, in eager {leaf.expected}"
+    if leaf.rule == "exact":
+        return f"{leaf.path}: {_count(leaf)} differ"
     if leaf.score:
         return f"{leaf.path} is off by {times(leaf.score)} the rounding noise (limit {times(leaf.limit)})"
     return f"{leaf.path} is off by {leaf.max_abs:.3g} where {leaf.allowed:.2g} is allowed"
@@ -95,8 +99,17 @@ def is_better(leaf: Leaf) -> bool:
     return bool(leaf.reference) and leaf.eager_error > _CLEARLY * leaf.exported_error
 
 
+def _count(leaf: Leaf) -> str:
+    """How many of the whole numbers or flags differ: by how much says nothing, if they are indices or labels."""
+    return f"{leaf.mismatched} of {leaf.elements} {'flags' if leaf.dtype == 'bool' else 'whole numbers'}"
+
+
 def _judged(leaf: Leaf, *, bands: bool) -> str:
     """By what it was judged, and how far beyond that it is."""
+    if leaf.rule == "exact":
+        runs = f"{leaf.draws} jittered run{'s' * (leaf.draws != 1)} of eager"
+        rounding = f"; rounding, as in {runs}, does not explain it" if leaf.draws else ""
+        return f"{_count(leaf)} differ: compared exactly{rounding}"
     by_hand = leaf.rule.removeprefix("set: ") if leaf.rule.startswith("set: ") else ""
     if not leaf.score:
         return f"off by {leaf.max_abs:.3g}, allowed {leaf.allowed:.3g}{_bound(leaf.rule, by_hand)}"
@@ -112,7 +125,6 @@ def _bound(rule: str, by_hand: str) -> str:
     if by_hand:
         return f": set by hand, {by_hand}"
     said = {
-        "exact": "compared exactly",
         "assert_close": "the defaults of assert_close, as no noise could be measured",
     }
     return f": {said.get(rule, rule)}" if rule not in ("", "calibrated") else ""
@@ -152,6 +164,6 @@ def _rtol(dtype: str) -> float:
 
 
 def _in_a_line(leaf: Leaf) -> str:
-    if leaf.cause is Cause.NUMERIC and leaf.score:
+    if leaf.cause is Cause.NUMERIC and leaf.score and leaf.rule != "exact":
         return f"{leaf.path}{_where(leaf, worst=False)}; {times(leaf.score)} the noise"
     return f"{leaf.path}: {re.sub(r'; .*', '', leaf.reason)}"

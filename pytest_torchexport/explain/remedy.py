@@ -224,9 +224,13 @@ def _numeric(failed: Failed) -> str:
             "At the worst element the export is closer to float64 than eager is. " if figures.is_better(worst) else ""
         )
         return f"{better}The tolerance is set by hand: without it, the rounding noise of the model decides."
+    if worst.dtype == "bool":
+        return "Flags have to be equal: look for a comparison, or a conversion to bool, in the layer."
     if not worst.dtype.startswith(("float", "bfloat", "complex")):
         return (
-            "Whole numbers and booleans have to be equal: look for a comparison, a rounding or an index in the layer."
+            "Whole numbers have to be equal: look for a comparison, a rounding or an index in the layer. Indices of "
+            "torch.topk, sort and argmax are any of those of equal values (ties): return the values that they pick "
+            "instead, or keep ties out with inputs= or assume=."
         )
     compare = "Compare the options of the operator (eps, dim, mode, approximation) and its precision with eager's."
     if worst.score and worst.score <= figures.BORDERLINE:

@@ -141,6 +141,21 @@ def test_the_size_of_a_difference_is_put_into_words(score: float, said: str) -> 
     assert ("limit 6x:" in text) is bool(said)
 
 
+def test_whole_numbers_and_flags_are_counted_not_measured() -> None:
+    indices = replace(
+        NUMBERS, dtype="int64", rule="exact", score=5.0, limit=1.0, noise=0.0, reference="", expected="10", actual="0"
+    )
+    lines = told(Attribution(Cause.NUMERIC, None, ()), [indices, indices])
+    text = " ".join(" ".join(lines).split())
+    assert "740 of 2000 whole numbers differ: compared exactly; rounding, as in 8 jittered runs of eager, does" in text
+    assert "noise" not in text
+    assert "precision" not in text
+    assert figures.how_it_differs(indices) == "output['logits']: 740 of 2000 whole numbers differ"
+    flags = replace(indices, dtype="bool")
+    assert figures.how_it_differs(flags) == "output['logits']: 740 of 2000 flags differ"
+    assert figures.how_it_differs(replace(indices, elements=1)) == "output['logits'] is 0, in eager 10"
+
+
 def test_what_is_set_by_hand_is_said_so() -> None:
     fixed = replace(NUMBERS, rule="set: rtol=0.001, atol=1e-05", score=0.0, allowed=1e-3, reference="")
     lines = told(Attribution(Cause.NUMERIC, None, ()), [fixed])

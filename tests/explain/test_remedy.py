@@ -25,3 +25,10 @@ def test_the_other_mode_has_a_remedy_of_its_own() -> None:
     fact = "the exported program does what eager does with 'bn' in {} mode; it is in {} mode"
     assert "call model.eval() before the check" in advised(Cause.NUMERIC, fact.format("eval", "training"))
     assert "training=True in functional calls" in advised(Cause.NUMERIC, fact.format("training", "eval"))
+
+
+def test_ties_are_thought_of_where_indices_differ() -> None:
+    indices = Leaf("output", agrees=False, cause=Cause.NUMERIC, dtype="int64", rule="exact")
+    assert "(ties)" in advised(Cause.NUMERIC, leaf=indices)
+    flags = Leaf("output", agrees=False, cause=Cause.NUMERIC, dtype="bool", rule="exact")
+    assert "ties" not in advised(Cause.NUMERIC, leaf=flags)
