@@ -34,6 +34,14 @@ class Suspicion:
     location: Location | None = None
 
 
+LARGEST = 1 << 30
+"""Bytes that all values of a program may take for it to be looked into."""
+
+
+class TooLarge(Exception):  # no error: not every value can be held
+    """The values inside of a program take too much memory."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One operator of an exported program as it ran.
@@ -182,6 +190,9 @@ class Exported(ABC):
 
         Returns:
             The steps in the order in which they run; None where the program's inside cannot be seen.
+
+        Raises:
+            TooLarge: the values would have to be held together, and take more than `LARGEST` bytes.
         """
         del args, kwargs
         return None

@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from pytest_torchexport.backends.base import Step
+from pytest_torchexport.backends.base import LARGEST, Step, TooLarge
 from pytest_torchexport.backends.fx_steps import location_of, memory_of, module_of, named_outputs, spell, written_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_torchexport.outcome import Location
-
-_BUDGET = 1 << 30
-"""Bytes that the values of a graph may take."""
-
-
-class TooLarge(Exception):  # no error: not every value can be held
-    """The values of the graph take too much memory."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def give_every_value(graph: fx.GraphModule, prefix: str = "") -> tuple[int, list
             results = [node] if isinstance(examples.get(node), torch.Tensor) else []
             results += [
                 other
-                for other in known
+                for other in (known if written[node] else ())
                 if isinstance(examples[other], torch.Tensor) and memory_of(examples[other]) in written[node]
             ]
             names = tuple(other.name for other in results)
@@ -173,8 +166,8 @@ def _check_size(examples: Sequence[Any]) -> None:
     for example in examples:
         for tensor in named_outputs("", example).values():
             total += tensor.element_size() * _count(tensor)
-    if total > _BUDGET:
-        msg = f"the values of the graph take {total >> 20} MiB"
+    if total > LARGEST:
+        msg = f"the values in the graph take {total >> 20} MiB"
         raise TooLarge(msg)
 
 

@@ -79,8 +79,8 @@ def interpret(graph: fx.GraphModule, leaves: Iterable[Any], *, prefix: str = "")
         if node.op.startswith("call_"):
             outputs = named_outputs(node.name, value)
             parts[node.name] = tuple(outputs)
-            for used, known in interpreter.env.items():
-                named = named_outputs(used.name, known) if written else {}
+            for used, known in interpreter.env.items() if written else ():
+                named = named_outputs(used.name, known)
                 outputs |= {name: tensor for name, tensor in named.items() if memory_of(tensor) in written}
             inputs = dict.fromkeys(name for used in node.all_input_nodes for name in parts.get(used.name, (used.name,)))
             yield Step(spell(node), tuple(inputs), outputs, module_of(node, prefix), location_of(node))

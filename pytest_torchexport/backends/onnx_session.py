@@ -238,6 +238,12 @@ class OnnxProgram(Exported):
         """Run the graph once without the runtime's optimiser, with every value as an output."""
         feeds = {name: self._feed(value, name) for name, value in self._given(args, kwargs).items()}
         watched = WatchedGraph(self._path, self._modules)
+
+        def counted(model: bytes, names: list[str]) -> list[int]:
+            session = _open(model, self._device, self._provider, folder=self._path.parent)
+            return [int(one) for one in session.run(names, {name: _numpy(value) for name, value in feeds.items()})]
+
+        watched.check_size(counted)
         session = _open(watched.serialized(), self._device, self._provider, folder=self._path.parent)
         types = {one.name: one.type for one in session.get_outputs()}
         names = [name for name in watched.names if types[name].startswith("tensor(")]

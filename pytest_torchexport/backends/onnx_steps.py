@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.backends.base import Step
+from pytest_torchexport.backends.base import LARGEST, Step, TooLarge
 from pytest_torchexport.subject.source import innermost
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from pytest_torchexport.outcome import Location
@@ -55,6 +56,38 @@ class WatchedGraph:
         new = [name for name in self.names if name not in given]
         self._model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
 
+    def check_size(self, run: Callable[[bytes, list[str]], Iterable[int]]) -> None:
+        """See that all values together fit into the memory that may be used.
+
+        Args:
+            run: runs a model on the input and gives those of its outputs that are named, which are numbers. It is
+                asked where the file does not say all sizes.
+
+        Raises:
+            TooLarge: they do not.
+        """
+        import onnx  # noqa: PLC0415 - an extra
+
+        graph = onnx.shape_inference.infer_shapes(self._model).graph
+        every = [(one.name, one.type.tensor_type) for one in (*graph.value_info, *graph.output)]
+        types = {name: kind for name, kind in every if kind.elem_type}
+        known = {name: types[name] for name in self.names if name in types}
+        sizes = {name: _size(kind) for name, kind in known.items()}
+        open_ = [name for name, size in sizes.items() if size is None]
+        if open_:
+            counting = onnx.ModelProto()
+            counting.CopyFrom(self._model)
+            del counting.graph.output[:]
+            names = [f"{name}/size of it" for name in open_]
+            nodes = (onnx.helper.make_node("Size", [one], [name]) for one, name in zip(open_, names, strict=True))
+            counting.graph.node.extend(nodes)
+            counting.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+            sizes |= zip(open_, run(bytes(counting.SerializeToString()), names), strict=True)
+        total = sum((sizes[name] or 0) * _bytes(kind.elem_type) for name, kind in known.items())
+        if total > LARGEST:
+            msg = f"the values in the file take {total >> 20} MiB"
+            raise TooLarge(msg)
+
     def serialized(self) -> bytes:
         """The model as a file would hold it; its external data is found from the original file's folder only."""
         return bytes(self._model.SerializeToString())
@@ -80,6 +113,20 @@ class WatchedGraph:
                     made_of[name] = inputs
             if outputs:
                 yield Step(node.operator, inputs, outputs, node.module, node.location)
+
+
+def _size(kind: Any) -> int | None:
+    """How many numbers a value of a type has; None where that depends on the input."""
+    if not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in kind.shape.dim):
+        return None
+    return math.prod(int(dim.dim_value) for dim in kind.shape.dim)
+
+
+def _bytes(kind: int) -> int:
+    """The size of a number; texts count as long numbers."""
+    import onnx  # noqa: PLC0415 - an extra
+
+    return int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
 def _alive(graph: Any) -> list[Any]:

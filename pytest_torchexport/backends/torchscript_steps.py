@@ -14,42 +14,52 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.backends.base import Step
+from pytest_torchexport.backends.base import LARGEST, Step, TooLarge
 from pytest_torchexport.backends.torchscript_graph import FlatGraph
 from pytest_torchexport.backends.torchscript_values import Reads, is_handed_on, is_list, is_tensor, writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# What is put behind an operator. `ids` gets a number for each tensor that `log` gets.
+# What is put behind an operator. `ids` gets a number for each tensor that `log` gets; it begins with how many numbers
+# the tensors of the run have. When these are too many, no more of them are kept.
+_KEEP = """
+      %none : NoneType = prim::Constant()
+      %first : int = prim::Constant[value=0]()
+      %before : int = aten::__getitem__(%ids, %first)
+      %count : int = aten::numel(%some)
+      %total : int = aten::add(%before, %count)
+      %0 : int[] = aten::_set_item(%ids, %first, %total)
+      %most : int = prim::Constant[value=MOST]()
+      %fits : bool = aten::le(%total, %most)
+      prim::If(%fits)
+        block0():
+          %copy : Tensor = aten::clone(%some, %none)
+          %1 : Tensor[] = aten::append(%log, %copy)
+          %2 : int[] = aten::append(%ids, %id)
+          -> ()
+        block1():
+          -> ()
+"""
 # A tensor may be none at all: an operator that has nothing to say gives an undefined one.
-_TENSOR = """
+_TENSOR = f"""
 graph(%log : Tensor[], %ids : int[], %id : int, %value : Tensor?):
-  %none : NoneType = prim::Constant()
-  %given : bool = aten::__isnot__(%value, %none)
+  %nothing : NoneType = prim::Constant()
+  %given : bool = aten::__isnot__(%value, %nothing)
   prim::If(%given)
     block0():
-      %some : Tensor = prim::unchecked_cast(%value)
-      %copy : Tensor = aten::clone(%some, %none)
-      %0 : Tensor[] = aten::append(%log, %copy)
-      %1 : int[] = aten::append(%ids, %id)
-      -> ()
+      %some : Tensor = prim::unchecked_cast(%value){_KEEP}      -> ()
     block1():
       -> ()
   return ()
 """
-_LIST = """
+_LIST = f"""
 graph(%log : Tensor[], %ids : int[], %id : int, %value : Tensor[]):
-  %none : NoneType = prim::Constant()
   %true : bool = prim::Constant[value=1]()
   %length : int = aten::len(%value)
   prim::Loop(%length, %true)
     block0(%index : int):
-      %one : Tensor = aten::__getitem__(%value, %index)
-      %copy : Tensor = aten::clone(%one, %none)
-      %0 : Tensor[] = aten::append(%log, %copy)
-      %1 : int[] = aten::append(%ids, %id)
-      -> (%true)
+      %some : Tensor = aten::__getitem__(%value, %index){_KEEP}      -> (%true)
   return ()
 """
 _BEGIN = """
@@ -59,9 +69,13 @@ graph(%log : Tensor[], %ids : int[], %id : int):
 """
 
 
+_NUMBER = 4
+"""Bytes of a number, as a rule."""
+
+
 @functools.cache
-def _recorder(text: str) -> Any:
-    return torch._C.parse_ir(text)
+def _recorder(text: str, most: int) -> Any:
+    return torch._C.parse_ir(text.replace("MOST", str(most)))
 
 
 @dataclass
@@ -98,6 +112,9 @@ def steps(
 
     Returns:
         The steps in the order of the run, values on the program's device.
+
+    Raises:
+        TooLarge: together the values take more memory than may be used.
     """
     recording = _Recording(FlatGraph(loaded))
     function = torch._C._create_function_from_graph("steps", recording.flat.graph)
@@ -114,7 +131,10 @@ def steps(
             kept.extend(function(*module, *(named[name] for name in names)))
 
     call(run)
-    tensors, ids = kept
+    tensors, (total, *ids) = kept
+    if total > LARGEST // _NUMBER:
+        msg = f"the values in the program take {total * _NUMBER >> 20} MiB"
+        raise TooLarge(msg)
     return recording.read(tensors, ids, owner)
 
 
@@ -133,6 +153,8 @@ class _Recording:
         self._reads = Reads(flat)
         self._log = self._new_list(torch._C.ListType.ofTensors())
         self._ids = self._new_list(torch._C.ListType.ofInts())
+        with self._graph.insert_point_guard(self._ids.node()):
+            self._ids.node().addInput(self._graph.insertConstant(0))
         self._protect_constants()
         self._visit(self._graph)
         for _ in list(self._graph.outputs()):
@@ -155,7 +177,7 @@ class _Recording:
 
     def _visit(self, block: Any) -> None:
         """Record the operators of a block, and of the blocks in it."""
-        own = {self._log.node(), self._ids.node()}
+        own = {self._log.node(), self._ids.node(), self._ids.node().inputsAt(0).node()}
         nodes = [node for node in block.nodes() if node not in own]
         last = self._graph.return_node() if block is self._graph else block
         for node, end in zip(nodes, [*nodes[1:], last], strict=False):
@@ -199,11 +221,11 @@ class _Recording:
         self._sites.append(site)
         with self._graph.insert_point_guard(before):
             mark = self._graph.insertConstant(-len(self._sites))
-            self._graph.insertGraph(_recorder(_BEGIN), [self._log, self._ids, mark])
+            self._graph.insertGraph(_recorder(_BEGIN, 0), [self._log, self._ids, mark])
             for value in site.values:
                 number = self._graph.insertConstant(len(self._values))
                 self._values.append((value.debugName(), value.unique()))
-                recorder = _recorder(_LIST if is_list(value) else _TENSOR)
+                recorder = _recorder(_LIST if is_list(value) else _TENSOR, LARGEST // _NUMBER)
                 self._graph.insertGraph(recorder, [self._log, self._ids, number, value])
 
     def read(self, tensors: list[Any], ids: list[int], owner: str) -> Iterator[Step]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.localize.frontier import State, between, follows_from, recovering
+from pytest_torchexport.localize.frontier import State, between, following, recovering
 from pytest_torchexport.localize.kinds import kind_of
 from pytest_torchexport.outcome import Divergence
 from pytest_torchexport.subject import source
@@ -171,11 +171,13 @@ def _divergence(program: Side, first: int, group: Sequence[int], eager: str, not
 
 def _doubted(program: Side, first: int) -> list[int]:
     """Where something that follows from the first value is in eager: the lost values up to one of which nothing is."""
-    if not recovering(program.points, first):
+    recovers = recovering(program.points)
+    if not recovers[first]:
         return []
-    following = [place for place in program.parting.lost if follows_from(program.points, place, first)]
-    sure = next((n for n, place in enumerate(following) if not recovering(program.points, place)), len(following))
-    return following[: sure + 1]
+    after = following(program.points, first)
+    lost = [place for place in program.parting.lost if place in after]
+    sure = next((n for n, place in enumerate(lost) if not recovers[place]), len(lost))
+    return lost[: sure + 1]
 
 
 def _apart(one: Point, other: Point) -> bool:
@@ -207,13 +209,14 @@ def _kind(side: Side, place: int) -> str:
 
 def _counterparts(side: Side, wanted: Point, root: int) -> list[int]:
     """Lost values that follow from a root, of the kind that is wanted and at its place."""
+    after = following(side.points, root)
     return [
         place
         for place in side.parting.lost
         if place != root
         and kind_of(side.points[place].operator) == kind_of(wanted.operator)
         and not _apart(side.points[place], wanted)
-        and follows_from(side.points, place, root)
+        and place in after
     ]
 
 

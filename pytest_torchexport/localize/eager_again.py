@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch.utils._python_dispatch import _disable_current_modes
+
 from pytest_torchexport.compare.operators import computes
 from pytest_torchexport.localize.eager_steps import Watcher, is_plain
 from pytest_torchexport.localize.sketch import sketch
@@ -55,11 +57,13 @@ class Follower(Watcher):
         if likely is None or likely.name != str(func):
             self._operands = {}
             return
-        self._operands = {
-            index: sketch(given[place], self._cap)
-            for place, index in likely.operands.items()
-            if place < len(given) and is_plain(given[place])
-        }
+        # Under no noise: what is done here is no part of the run.
+        with _disable_current_modes():  # type: ignore[no-untyped-call]
+            self._operands = {
+                index: sketch(given[place], self._cap)
+                for place, index in likely.operands.items()
+                if place < len(given) and is_plain(given[place])
+            }
 
     def after(
         self, func: Any, given: list[torch.Tensor], written: list[torch.Tensor], fresh: list[torch.Tensor]
@@ -68,6 +72,10 @@ class Follower(Watcher):
         del given
         if self.parted:
             return
+        with _disable_current_modes():  # type: ignore[no-untyped-call]
+            self._follow(func, written, fresh)
+
+    def _follow(self, func: Any, written: list[torch.Tensor], fresh: list[torch.Tensor]) -> None:
         results = [sketch(t, self._cap) if is_plain(t) else None for t in (*written, *fresh)]
         found = _Found(self._operands, results)
         if not computes(func):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -128,15 +129,24 @@ class Recorder(Watcher):
 
     Args:
         model: whose submodules are named.
-        cap: the most numbers of a value that are kept; 0 only counts them.
+        cap: the most numbers of a value that are kept.
+        most: the most that are kept of all of them together; when they are more, they are only counted.
+
+    Attributes:
+        values: in the order of the run.
+        sizes: how many numbers each of them has.
+        operations: the operators.
+        over: the values were too many, and have no numbers.
     """
 
-    def __init__(self, model: object, cap: int) -> None:
+    def __init__(self, model: object, cap: int, most: float = math.inf) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.values: list[Value] = []
         self.sizes: list[int] = []
         self.operations: list[Operation] = []
+        self.over = False
         self._cap = cap
+        self._left = most
         found = list(walk(model))
         self._names = {id(part): path for path, part in found if isinstance(part, torch.nn.Module)}
         self._constants = {_storage(part) for _, part in found if isinstance(part, torch.Tensor) and is_plain(part)}
@@ -270,7 +280,11 @@ class Recorder(Watcher):
         real = tensor.dtype.to_real() if tensor.dtype.is_complex else tensor.dtype
         floating = real.is_floating_point
         self.sizes.append(tensor.numel())
-        counted = not self._cap
+        self._left -= min(tensor.numel(), self._cap)
+        if self._left < 0 and not self.over:
+            self.over = True
+            for value in self.values:
+                value.numbers = torch.empty(0)
         self.values.append(
             Value(
                 index,
@@ -279,10 +293,10 @@ class Recorder(Watcher):
                 module if module is not None else self._modules[-1] if self._modules else "",
                 place,
                 tensor.shape,
-                torch.empty(0) if counted else compact(sketch(tensor, self._cap), real),
+                torch.empty(0) if self.over else compact(sketch(tensor, self._cap), real),
                 torch.finfo(real).eps / 2 if floating else 0.0,
                 float(torch.finfo(real).tiny) if floating else 0.0,
-                telling=not counted and tells_something(tensor),
+                telling=not self.over and tells_something(tensor),
                 floating=floating,
                 weak=weak or (kind_of(operator) == "move" and bool(sources) and self._constant.issuperset(sources)),
             )

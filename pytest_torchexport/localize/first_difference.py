@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_torchexport.backends.base import TooLarge
 from pytest_torchexport.backends.quiet import quiet
 from pytest_torchexport.compare.double import InDouble
 from pytest_torchexport.compare.jitter import Jitter
@@ -27,8 +28,9 @@ from pytest_torchexport.localize.divergence import Side, conclude
 from pytest_torchexport.localize.eager_again import Follower
 from pytest_torchexport.localize.eager_steps import Recorder
 from pytest_torchexport.localize.frontier import Point, State, part
-from pytest_torchexport.localize.matching import Known, Matcher
+from pytest_torchexport.localize.matching import Exhausted, Known, Matcher
 from pytest_torchexport.localize.sketch import sketch, tells_something
+from pytest_torchexport.outcome import Divergence
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.run import fixed_rng
 from pytest_torchexport.subject.state import Snapshot, parameters
@@ -40,11 +42,16 @@ if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend, Step
     from pytest_torchexport.diagnose.case import Case
     from pytest_torchexport.localize.eager_steps import Value
-    from pytest_torchexport.outcome import Divergence
     from pytest_torchexport.subject.run import Record
 
 _DRAWS = 4
+_MANY = 500
+"""From so many operators on, half the draws have to do: each runs eager under instruments."""
 _LIMIT = 6.0
+_OPERATORS = 20_000
+"""Operators of eager above which no search is made."""
+_WORK = 8e9
+"""Numbers that may be compared, about a minute's worth; counted, for a result must not depend on a clock."""
 _NUMBERS = 32 << 20
 """Numbers of eager's values that are kept, each in about 12 bytes."""
 
@@ -64,10 +71,19 @@ def localize(case: Case, backend: Backend) -> Divergence | None:
     differing = _differing(case)
     if not differing:
         return None
+    try:
+        return _search(case, backend, differing)
+    except TooLarge as large:
+        return Divergence(note=f"too large to look inside: {large}")
+    except Exhausted:
+        return Divergence(note="there are too many operators and values to look for it among them")
+
+
+def _search(case: Case, backend: Backend, differing: list[tuple[torch.Tensor, torch.Tensor]]) -> Divergence | None:
     eager = _eager(case)
     if eager is None:
         return None
-    matcher = Matcher(eager.known, _LIMIT)
+    matcher = Matcher(eager.known, _LIMIT, _WORK)
     watched = _Watched(eager.cap, matcher)
     if not _walk(case, watched.see):
         return None
@@ -109,16 +125,20 @@ def _differing(case: Case) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def _eager(case: Case) -> _Eager | None:
     """Eager's values with their rounding noise."""
-    counting = Recorder(case.plan.model, 0)
-    if _run(case, counting).error is not None:
-        return None
-    cap = _cap(counting.sizes)
-    recorder = Recorder(case.plan.model, cap)
+    recorder = Recorder(case.plan.model, _NUMBERS, _NUMBERS)
     if _run(case, recorder).error is not None:
         return None
+    if len(recorder.operations) > _OPERATORS:
+        raise Exhausted
+    cap = _NUMBERS
+    if recorder.over:
+        cap = _cap(recorder.sizes)
+        recorder = Recorder(case.plan.model, cap)
+        if _run(case, recorder).error is not None:
+            return None
     known = [Known(value) for value in recorder.values]
     _measure_in_double(case, recorder, known, cap)
-    for draw in range(_DRAWS):
+    for draw in range(_DRAWS if len(recorder.operations) < _MANY else _DRAWS // 2):
         follower = Follower(recorder, cap, lambda index, numbers: known[index].add(numbers))
         _run(case, _Both(Jitter(case.plan.seed, draw), follower))
         follower.finish()
@@ -132,7 +152,10 @@ def _run(case: Case, mode: AbstractContextManager[Any], dtype: torch.dtype | Non
 
 def _measure_in_double(case: Case, recorder: Recorder, known: list[Known], cap: int) -> None:
     # As in `compare.rerun`: code that compares dtypes wants the parameters converted.
-    for swapped in ((), tuple(parameters(case.plan.model).values())):
+    ways: list[tuple[torch.nn.Parameter, ...]] = [(), tuple(parameters(case.plan.model).values())]
+    if case.reference.known.compares_dtypes:
+        ways.reverse()
+    for swapped in ways:
         found: list[tuple[int, torch.Tensor]] = []
         follower = Follower(recorder, cap, lambda *seen, found=found: found.append(seen))
         record = _run(case, _Both(InDouble(swapped), follower), torch.float64)

@@ -86,15 +86,14 @@ def part(points: Sequence[Point], targets: Iterable[int]) -> Parting:
     return found
 
 
-def recovering(points: Sequence[Point], place: int) -> bool:
-    """Whether something that follows from a value is shared."""
-    following = {place}
-    for later in range(place + 1, len(points)):
-        if not following.isdisjoint(points[later].sources):
-            if points[later].state is State.SHARED:
-                return True
-            following.add(later)
-    return False
+def recovering(points: Sequence[Point]) -> list[bool]:
+    """Of each value, whether something that follows from it is shared."""
+    found = [False] * len(points)
+    for place in range(len(points) - 1, -1, -1):
+        if found[place] or points[place].state is State.SHARED:
+            for source in points[place].sources:
+                found[source] = True
+    return found
 
 
 def between(points: Sequence[Point], place: int) -> list[int]:
@@ -109,15 +108,10 @@ def between(points: Sequence[Point], place: int) -> list[int]:
     return sorted(found)
 
 
-def follows_from(points: Sequence[Point], place: int, root: int) -> bool:
-    """Whether one value is computed from another."""
-    seen: set[int] = set()
-    pending = [place]
-    while pending:
-        at = pending.pop()
-        if at == root:
-            return True
-        if at not in seen:
-            seen.add(at)
-            pending.extend(source for source in points[at].sources if source >= root)
-    return False
+def following(points: Sequence[Point], root: int) -> set[int]:
+    """The values that are computed from one, and that one."""
+    found = {root}
+    for place in range(root + 1, len(points)):
+        if not found.isdisjoint(points[place].sources):
+            found.add(place)
+    return found

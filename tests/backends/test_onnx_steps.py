@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from torch import nn
 from torch.export import Dim
 
-from pytest_torchexport.backends.base import ExportRequest, Step
+from pytest_torchexport.backends import onnx_steps
+from pytest_torchexport.backends.base import ExportRequest, Step, TooLarge
 from pytest_torchexport.backends.onnx import Onnx
 from pytest_torchexport.backends.onnx_session import Interface, OnnxProgram
 from pytest_torchexport.backends.onnx_steps import ModuleNames
@@ -225,6 +226,26 @@ def test_arguments_by_keyword_and_numbers(backend: Backend, tmp_path: Path) -> N
     ends_in_the_outputs(found, exported, x, mask=mask)
     assert sorted(step.module for step in found if step.operator == "Gemm") == ["model", "other"]
     assert {step.module for step in found if step.operator in ("Tanh", "Sigmoid", "Add")} == {""}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@BOTH
+def test_values_that_do_not_fit_together_are_counted_first(
+    backend: Backend, dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return (x.sin() * 2).cos()
+
+    x = torch.rand(16, 4)
+    shapes: Any = {"x": {0: Dim("n", min=2)}} if dynamic else None
+    exported = build(backend, function, tmp_path, (x,), shapes=shapes)
+    monkeypatch.setattr(onnx_steps, "LARGEST", 3 * x.nbytes)
+    assert steps(exported, x)
+    monkeypatch.setattr(onnx_steps, "LARGEST", 3 * x.nbytes - 1)
+    with pytest.raises(TooLarge, match="MiB"):
+        steps(exported, x)
+    if dynamic:
+        assert steps(exported, x[:8])
 
 
 @BOTH

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_torchexport.backends.base import ExportRequest, Step
+from pytest_torchexport.backends import torchscript_steps
+from pytest_torchexport.backends.base import ExportRequest, Step, TooLarge
 from pytest_torchexport.backends.torchscript import Script, Trace
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call
@@ -501,3 +502,22 @@ def test_a_changed_parameter_shows_in_the_step_that_reads_it(tmp_path: Path) -> 
 
 def _same(one_: Step, other: Step) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one_.outputs.values(), other.outputs.values(), strict=True))
+
+
+@BOTH
+def test_values_that_do_not_fit_together_are_not_kept(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        for part in (x.sin() * 2).split(4):
+            x = x + part.sum()
+        return x
+
+    x = torch.rand(8, 4)
+    exported = build(backend, function, tmp_path, (x,))
+    kept = sum(tensor.nbytes for step in steps(exported, x) for tensor in step.outputs.values())
+    monkeypatch.setattr(torchscript_steps, "LARGEST", kept)
+    assert steps(exported, x)
+    monkeypatch.setattr(torchscript_steps, "LARGEST", kept - 4)
+    with pytest.raises(TooLarge, match="MiB"):
+        steps(exported, x)
