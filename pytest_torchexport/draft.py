@@ -295,7 +295,6 @@ class Draft:
             self.shown.finding,
             self.made.grad,
             self.made.start,
-            self.durations.get(Stage.EXPORT.value, 0.0),
         )
 
     def _keeps(self, *, failed: bool) -> bool:

@@ -15,10 +15,11 @@ import torch
 
 from pytest_torchexport.backends.recipes import free_text
 from pytest_torchexport.reproduce.spell import CannotSpell, Speller
+from pytest_torchexport.reproduce.undone import undone
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import name_of
 from pytest_torchexport.subject.equality import identical
-from pytest_torchexport.subject.run import fixed_rng
+from pytest_torchexport.subject.source import is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +57,8 @@ class Construction:
 def construction(model: Callable[..., Any]) -> Construction:
     """How a model can be made again: by its name in a module, its constructor's arguments read from its attributes.
 
-    It is tried, on the meta device: what is made has to have the same submodules, tensors and plain attributes.
+    It is tried, on the meta device, for the user's own classes and the layers of torch.nn: what is made has to have the
+    same submodules, tensors and plain attributes.
     """
     try:
         if isinstance(model, torch.nn.Module):
@@ -79,15 +81,21 @@ def _of_module(model: torch.nn.Module) -> Construction:
     speller = Speller(lambda _: None)
     expression, make = _maker(model, speller)
     try:
-        with fixed_rng(0, torch.device("cpu")), torch.device("meta"):
+        with undone(_device(model)):
             made = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"its constructor raises {type(error).__name__} when it is called as the attributes tell"
         raise CannotSpell(msg) from error
     _compare(model, made)
     return Construction(
         expression, "", name_of(model), tuple(speller.imports), _homes(speller), tuple(_settings(model, made))
     )
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    """The accelerator on which the model is, or the CPU."""
+    found = (tensor.device for tensor in (*model.parameters(), *model.buffers()))
+    return next((device for device in found if device.type not in ("cpu", "meta")), torch.device("cpu"))
 
 
 def _maker(model: torch.nn.Module, speller: Speller) -> tuple[str, Callable[[], torch.nn.Module]]:
@@ -105,9 +113,23 @@ def _maker(model: torch.nn.Module, speller: Speller) -> tuple[str, Callable[[], 
     if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         msg = f"it is a {kind.__name__}, which has no constructor of its own"
         raise CannotSpell(msg)
+    if not _is_users(kind):
+        # It may download weights, or enter what it makes in a registry.
+        library = kind.__module__.partition(".")[0]
+        msg = f"it holds a {kind.__qualname__} of the library {library}, which is not made to try"
+        raise CannotSpell(msg)
     given = dict(_arguments(model, kind, speller))
     inside = ", ".join(f"{name}={text}" for name, (text, _) in given.items())
     return f"{speller.reference(kind)}({inside})", lambda: kind(**{name: make() for name, (_, make) in given.items()})
+
+
+def _is_users(kind: type) -> bool:
+    """Whether a class may be made to try it: a layer of torch.nn, or of code under development."""
+    home = kind.__module__
+    if home.partition(".")[0] == "torch":
+        return home.startswith("torch.nn.")
+    file = getattr(sys.modules.get(home), "__file__", None)
+    return bool(file) and not is_installed(str(Path(str(file)).resolve()))
 
 
 def _arguments(

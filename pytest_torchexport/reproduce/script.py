@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import logging
 import re
-import runpy
+import subprocess
+import sys
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ from pytest_torchexport.reproduce.keep import Kept, Leaves
 from pytest_torchexport.reproduce.spell import CannotSpell, Speller
 from pytest_torchexport.reproduce.written import NotPython, write_source
 from pytest_torchexport.subject import containers
-from pytest_torchexport.subject.run import fixed_rng
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
     from pytest_torchexport.trials import Trial
 
 NAME = "repro.py"
-_SECONDS = 60.0
-"""So long the program may have taken to be made, for a script that makes another one to be tried when it is written."""
+_PATIENCE = 300.0
+"""Seconds after which a script that is tried is ended; what it would have shown is then not known."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Shown:
         finding: what differs on it.
         grad: whether autograd was on.
         start: the state that eager starts from, by name.
-        seconds: what exporting took.
     """
 
     title: str
@@ -67,7 +65,6 @@ class Shown:
     finding: Finding
     grad: bool
     start: Mapping[str, Any]
-    seconds: float = 0.0
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -126,10 +123,10 @@ def _written(shown: Shown, kept: Kept) -> dict[str, Any]:
     write_source(script, text)
     note = recipe.note
     if recipe.model:
-        survives = _shows(script, shown) if shown.seconds <= _SECONDS else None
+        survives = _shows(script, shown)
         if survives is False:
             return _on_the_model(shown, kept, recipe, "the difference does not survive in a captured form")
-        note = "" if survives else "it was not tried whether the difference survives in the captured form"
+        note = "" if survives else "it could not be tried whether the difference survives in the captured form"
     return {"reproduction": str(script), "message": _line(script, note)}
 
 
@@ -182,7 +179,7 @@ def parameters(program):
     script = kept.folder / NAME
     kept.finish()
     write_source(script, _source(shown, kept, own))
-    if made.expression is not None and shown.seconds <= _SECONDS and _shows(script, shown) is False:
+    if made.expression is not None and _shows(script, shown) is False:
         note += ". It did not show when the script was tried"
     return {"reproduction": str(script), "message": _line(script, note)}
 
@@ -201,18 +198,26 @@ def _hushed() -> Iterator[None]:
 
 
 def _shows(script: Path, shown: Shown) -> bool | None:
-    """Whether the script shows the difference here and now, in the way that the check did; None if it cannot be run."""
-    printed = io.StringIO()
-    torch._dynamo.reset()
+    """Whether the script shows the difference, in the way that the check did; None if it cannot be run.
+
+    It is run as a person would run it, in a process of its own: it leaves nothing behind in this one.
+    """
     try:
-        with _hushed(), fixed_rng(0, shown.plan.device), redirect_stdout(printed), redirect_stderr(printed):
-            found = runpy.run_path(str(script), run_name="repro")["main"]()
-    except Exception:  # noqa: BLE001 what it shows is for the person who runs it
+        done = subprocess.run(  # noqa: S603 what was just written
+            [sys.executable, str(script)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    finally:
-        torch._dynamo.reset()
-    raises = "the program raises" in printed.getvalue()
-    return bool(found) and raises == (shown.finding.raised is not None)
+    if (standalone.THERE if done.returncode else standalone.GONE) not in done.stdout:
+        return None  # it did not come to its end
+    raises = "the program raises" in done.stdout
+    return bool(done.returncode) and raises == (shown.finding.raised is not None)
 
 
 # --- the script -----------------------------------------------------------------------------------------------------

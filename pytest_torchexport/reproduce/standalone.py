@@ -196,8 +196,11 @@ def _raised(what: Check, error: Exception, started: int) -> int:
     return _concluded(differs=True)
 
 
+THERE, GONE = "The difference is there.", "The difference is gone."
+
+
 def _concluded(*, differs: bool) -> int:
-    print("The difference is there." if differs else "The difference is gone.")
+    print(THERE if differs else GONE)
     return int(differs)
 
 
