@@ -20,6 +20,8 @@ BORDERLINE = 30.0
 """Times the noise: up to here no more than a change of precision was seen to be behind a difference."""
 OTHER_COMPUTATION = 1000.0
 """Times the noise: from here on no loss of precision was seen to explain it."""
+_TINY = (1e-6, 1e-7)
+"""A value and its error below which a difference matters to few, however large beside the value's own noise."""
 _CLEARLY = 1.5
 """Factor between two errors from which on one counts as the larger."""
 _OTHERS_SHOWN = 3
@@ -99,6 +101,16 @@ def is_better(leaf: Leaf) -> bool:
     return bool(leaf.reference) and leaf.eager_error > _CLEARLY * leaf.exported_error
 
 
+def is_tiny(leaf: Leaf) -> bool:
+    """Whether a value next to zero is off by next to nothing: some runtimes cut off what a function tends to."""
+    try:
+        value = abs(float(leaf.expected))
+    except ValueError:
+        return False
+    error = leaf.exported_error or leaf.max_abs
+    return bool(leaf.score) and leaf.dtype != "float64" and value < _TINY[0] and leaf.max_abs < _TINY[1] > error
+
+
 def _count(leaf: Leaf) -> str:
     """How many of the whole numbers or flags differ: by how much says nothing, if they are indices or labels."""
     return f"{leaf.mismatched} of {leaf.elements} {'flags' if leaf.dtype == 'bool' else 'whole numbers'}"
@@ -116,7 +128,7 @@ def _judged(leaf: Leaf, *, bands: bool) -> str:
     draws = f"{leaf.draws} jittered run{'s' * (leaf.draws != 1)} of eager" if leaf.draws else "jittered runs of eager"
     source = f"{draws} and float64" if leaf.reference else draws
     limit = f"limit {times(leaf.limit)}" + (f", set by hand: {by_hand}" if by_hand else "")
-    size = band(leaf.score) if bands else ""
+    size = band(leaf.score) if bands and not is_tiny(leaf) else ""
     return f"{times(leaf.score)} the rounding noise there ({leaf.noise:.2g}, from {source}), {limit}{size}"
 
 

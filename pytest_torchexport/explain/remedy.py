@@ -21,8 +21,10 @@ _FROM_GRAPH = ("export", "onnx", "aoti")
 """Backends that go through torch.export."""
 
 TOO_CHAOTIC = (
-    "Return what is computed before the step that magnifies rounding errors, check in double precision "
-    "(dtype='float64'), or set a tolerance for this output by hand, tolerance=Tolerance(rtol=..., atol=...)."
+    "Return what is computed before the step that magnifies rounding errors, or set a tolerance for this output by "
+    "hand, tolerance=Tolerance(rtol=..., atol=...). Where equal values (ties, as a mask makes) are sorted or picked, "
+    "give them an order, or keep them out with inputs= or assume=; only where there are none, double precision "
+    "(dtype='float64') may help."
 )
 """Where no verdict is possible, as rounding alone changes everything."""
 
@@ -119,13 +121,18 @@ def _baked_value(failed: Failed) -> str:
             f"Pass {failed.argument!r} as a tensor, or export once for each of its values and check them apart; if it "
             "never varies, take it out of inputs= and extra_inputs."
         )
-    taken = re.search(r"\.(?:item|tolist|numpy)\(|\b(?:int|float|bool|range)\(", failed.source)
+    held = next((found[1] for fact in failed.attribution.evidence if (found := re.match(r"`(.+?)`", fact.text))), "")
+    taken = _TAKEN.search(held) or _TAKEN.search(failed.source)
     keep = f"Keep it a tensor: do without `{taken[0]})` on this line" if taken else "Keep the number a tensor"
     if failed.backend in _TRACED:
         return f"{keep}, or put the line into a function under @torch.jit.script, which a trace keeps as it is."
     if failed.backend == "script":
         return f"{keep}, and take it from an argument: scripting reads attributes of the module once."
     return f"{keep}, or hand the number in as an argument that is a tensor."
+
+
+_TAKEN = re.compile(r"\.(?:item|tolist|numpy)\(|\b(?:int|float|bool|range)\(")
+"""How a number is taken out of a tensor."""
 
 
 def _baked_shape(failed: Failed) -> str:
@@ -232,6 +239,15 @@ def _numeric(failed: Failed) -> str:
             "torch.topk, sort and argmax are any of those of equal values (ties): return the values that they pick "
             "instead, or keep ties out with inputs= or assume=."
         )
+    if note := _of_runtime(failed):
+        return note
+    if figures.is_tiny(worst):
+        path = re.sub(r"^call \d+ ", "", worst.path)
+        return (
+            f"The value is next to zero, and so is the difference ({worst.max_abs:.2g}). If that is acceptable: "
+            f'tolerance={{"{path}": Tolerance(rtol=1.3e-06, atol=1e-07)}}; else compute on a scale on which such values '
+            "are not small, F.logsigmoid for torch.sigmoid, say."
+        )
     compare = "Compare the options of the operator (eps, dim, mode, approximation) and its precision with eager's."
     if worst.score and worst.score <= figures.BORDERLINE:
         compare = "Compare precision and constants (eps, scale) of the layer with eager's."
@@ -240,6 +256,18 @@ def _numeric(failed: Failed) -> str:
                 "  ", " "
             )
     return f"{compare} {_bisect(failed)}".rstrip()
+
+
+def _of_runtime(failed: Failed) -> str:
+    """Where the runtime's optimiser is at fault: neither the model nor the exporter's options change that."""
+    note = failed.divergence.note if failed.divergence is not None else ""
+    if "the difference comes from ONNX Runtime's graph optimiser" not in note:
+        return ""
+    return (
+        "In your own session, set SessionOptions.graph_optimization_level to GraphOptimizationLevel.ORT_DISABLE_ALL, "
+        "or to the highest level that agrees. The backend has no option for that and runs ONNX Runtime's default: "
+        "here, a tolerance for this output lets the check pass."
+    )
 
 
 def _bisect(failed: Failed) -> str:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pytest_torchexport import check
 from pytest_torchexport.diagnose.cause import Attribution
+from pytest_torchexport.explain import figures
 from pytest_torchexport.explain.remedy import Failed, what_to_do
-from pytest_torchexport.outcome import Cause, Evidence, Leaf
+from pytest_torchexport.outcome import Cause, Divergence, Evidence, Leaf, Location
 
 
 def advised(cause: Cause, *facts: str, backend: str = "trace", leaf: Leaf | None = None) -> str:
@@ -32,3 +35,33 @@ def test_ties_are_thought_of_where_indices_differ() -> None:
     assert "(ties)" in advised(Cause.NUMERIC, leaf=indices)
     flags = Leaf("output", agrees=False, cause=Cause.NUMERIC, dtype="bool", rule="exact")
     assert "ties" not in advised(Cause.NUMERIC, leaf=flags)
+
+
+def test_the_word_for_what_takes_the_number_is_that_of_the_held_expression() -> None:
+    line = Location("a.py", 1, "t = x.numpy() if False else float(x.sum())")
+    attribution = Attribution(Cause.BAKED_VALUE, line, (Evidence("`float(x.sum())`: 1.0 in the example"),))
+    said = what_to_do(Failed(attribution, "trace"))
+    assert "`float()`" in said
+    assert "numpy" not in said
+
+
+def test_the_runtimes_optimiser_is_not_the_exporters() -> None:
+    worst = Leaf("output", agrees=False, cause=Cause.NUMERIC, dtype="float32", score=1e7, limit=5.0, expected="1")
+    found = Divergence(note="as computed: the difference comes from ONNX Runtime's graph optimiser")
+    attribution = Attribution(Cause.NUMERIC, None, ())
+    said = what_to_do(Failed(attribution, "onnx", leaves=[worst], divergence=found))
+    assert "graph_optimization_level" in said
+    assert "optimize=False" not in said
+    assert "optimize=False" in what_to_do(Failed(attribution, "onnx", leaves=[worst]))
+
+
+def test_next_to_nothing_beside_zero_is_a_matter_of_tolerance() -> None:
+    tiny = Leaf(
+        "call 2 output[0]", agrees=False, cause=Cause.NUMERIC, dtype="float32", score=6e5, limit=6.0, max_abs=4.6e-13
+    )
+    tiny = replace(tiny, expected="4.57e-13", actual="0", exported_error=4.6e-13)
+    said = advised(Cause.NUMERIC, leaf=tiny, backend="onnx")
+    assert 'tolerance={"output[0]": Tolerance(rtol=1.3e-06, atol=1e-07)}' in said
+    assert "Compare the options" not in said
+    assert "another computation" not in " ".join(figures.told([tiny]))
+    assert "Compare the options" in advised(Cause.NUMERIC, leaf=replace(tiny, expected="0.4"), backend="onnx")
