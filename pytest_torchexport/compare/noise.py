@@ -25,6 +25,7 @@ from pytest_torchexport.compare.opinion import Opinion, chaos, told, without_mea
 from pytest_torchexport.compare.path import Path, Watch
 from pytest_torchexport.compare.rerun import Eager, in_double
 from pytest_torchexport.compare.spread import Seen, Spread, Values, same_class, scale_of, unravel, wide
+from pytest_torchexport.compare.ties import Choices
 from pytest_torchexport.compare.tolerance import CALIBRATED, DEFAULT_K, Tolerance
 from pytest_torchexport.compare.tree import as_tensor
 from pytest_torchexport.outcome import Cause, Leaf
@@ -99,6 +100,7 @@ class RoundingNoise:
         self._derives = False
         self._path: Path | None = None
         self._strayed: dict[str, Spread] = {}
+        self._choices = Choices()
         self.without_reference: str | None = None
 
     def judge(
@@ -206,6 +208,9 @@ class RoundingNoise:
         self._ask_about({path})
         self._measure_reference(eager)
         if not values.floating:
+            if self._choices.allow(values.ours, values.theirs):
+                worst = int((values.ours != values.theirs).flatten().int().argmax())
+                return Opinion(agrees=True, score=0.0, limit=1.0, draws=0, index=unravel(worst, values.ours.shape))
             return self._discrete(path, values, eager)
         found = self._first_that_explains(path, values, eager, k)
         made = self._draws
@@ -271,7 +276,7 @@ class RoundingNoise:
             # Those of a first look: what is said must not depend on whether there was one.
             self._forget_draws()
         self._reference = {}
-        record, self._path, self._coarsest = self._in_double(eager)
+        record, self._path, self._coarsest, self._choices = self._in_double(eager)
         if record.error is not None:
             self.without_reference = f"{type(record.error).__name__}: {record.error}"
             return
@@ -282,22 +287,22 @@ class RoundingNoise:
         self._take(self._reference, changes=False)
 
     @staticmethod
-    def _in_double(eager: Eager) -> tuple[Record, Path, float]:
-        """The run in double precision, eager's own way, and the largest eps that it computes in."""
+    def _in_double(eager: Eager) -> tuple[Record, Path, float, Choices]:
+        """The run in double precision, eager's own way, the largest eps that it computes in, and what it chose among."""
         ways = eager.known.ways
         if ways and not eager.decides:
             record, way = in_double(eager)
             if record.error is None and not way.decides and way in ways:
-                return record, *ways[way]
+                return record, *ways[way], Choices()
         watch = Watch()
         eager.rerun(watch)
         record, way = in_double(eager, watch.computed)
         if record.error is None and way != watch.computed:
             # It overflows in float32, say; or the code asks for the dtype.
             record = Record(error=NoDouble("in double precision the model takes another branch"))
-        elif record.error is None and not way.decides:
+        elif record.error is None and not way.decides and not watch.choices:
             ways[way] = watch.path, watch.coarsest
-        return record, watch.path, watch.coarsest
+        return record, watch.path, watch.coarsest, watch.choices
 
     def _forget_draws(self) -> None:
         self._draws, self._loud_draws, self._spread, self._flips, self._strayed = 0, 0, {}, {}, {}
@@ -408,7 +413,7 @@ class RoundingNoise:
         """A flipped element is explained if some run flips it so.
 
         Loud runs flip more than an export does. Where they flip so much that they would explain anything, it is for
-        runs with no more noise than eager's own to say.
+        runs with no more noise than eager's own to say; what only breaks ties is no noise.
         """
         self._draw_until_settled(path, values, eager, _LOUD_DRAWS)
         known = self._flips.get(path)
@@ -416,14 +421,18 @@ class RoundingNoise:
             return None
         flipped = values.ours != values.theirs
         score = known.score(values.theirs)
-        vague = score <= 1 and known.is_free()
+        vague = known.is_free() if score <= 1 else known.is_open(values.theirs, known.loud)
         if vague:
+            self._draw_ties(path, known, eager)
             while self._draws < _DRAWS:
                 self._draw(eager)
-            vague = known.score(values.theirs, loud=False) > 1 or known.is_free(loud=False)
+            if score <= 1:
+                vague = known.score(values.theirs, loud=False) > 1 or known.is_free(loud=False)
+            else:
+                vague = known.is_open(values.theirs, known.ties)
         worst = int(flipped.flatten().int().argmax())
         return Opinion(
-            agrees=score <= 1,
+            agrees=score <= 1 or vague,
             score=score,
             limit=1.0,
             draws=self._draws + self._loud_draws,
@@ -434,6 +443,13 @@ class RoundingNoise:
             too_chaotic=vague,
             beyond=flipped,
         )
+
+    def _draw_ties(self, path: str, known: Flips, eager: Eager) -> None:
+        """Make runs without noise, but for the order of what is equal."""
+        for draw in range(0 if known.ties else _LOUD_DRAWS):
+            mine, other = as_tensor(self._leaves.get(path)), as_tensor(self._jittered(eager, draw, 0).get(path))
+            if mine is not None and other is not None and mine.shape == other.shape:
+                known.add_ties(Values.of(mine, other).theirs)
 
     def _draw_until_settled(self, path: str, values: Values, eager: Eager, draws: int) -> None:
         """Make loud draws, which flip near ties; all of them, unless far more is flipped than they will explain."""

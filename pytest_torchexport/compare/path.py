@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_torchexport.compare.operators import branch, computes, tensors_in
+from pytest_torchexport.compare.ties import Choices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,6 +90,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.path = Path()
         self.computed = Path()
         """The same without operators that only move or cast values, which a run in double precision does not share."""
+        self.choices = Choices()
+        """What operators chose among."""
         self.coarsest = 0.0
         """The largest eps among the dtypes that were computed in."""
 
@@ -100,6 +103,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return branch(*args)
         self.path.step(func, args, kwargs)
         result = func(*args, **kwargs)
+        self.choices.see(func, args, kwargs, result)
         self.path.see(func, args, kwargs, result)
         self.computed.see(func, args, kwargs, result)
         if computes(func):
