@@ -389,7 +389,10 @@ class _Story:
             *(self.plan, judge.snapshot, judge.reference, judge.program, self.backend.structure),
             *(first.trial, first.record, first.finding.leaves, others),
         )
-        return examine(case)
+        clues = examine(case)
+        if case.errors:
+            self.draft.facts["details"]["explanation"] = list(case.errors)
+        return clues
 
     def _baked(self, judge: Judge, failures: list[Failure], agreeing: list[Trial]) -> Baked | None:
         """The decision that the export keeps from the example; none is to blame where the example itself fails."""

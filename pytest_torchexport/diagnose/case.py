@@ -58,6 +58,7 @@ class Case:
         leaves: what differs.
         others: further failing inputs, with what the program did on each.
         left: runs of eager that may still be made.
+        errors: what went wrong in the search for a cause: a hypothesis by its name, and the error.
     """
 
     plan: Plan
@@ -70,6 +71,7 @@ class Case:
     leaves: Sequence[Leaf]
     others: Sequence[tuple[Trial, Record]] = ()
     left: int = field(default=RUNS)
+    errors: list[str] = field(default_factory=list)
 
     def eager(
         self, calls: Iterable[Call] | None = None, program: Callable[..., Any] | None = None, **how: Any

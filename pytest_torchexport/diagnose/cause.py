@@ -68,13 +68,14 @@ def attribute(
     first = findings[0]
     example_agrees = not any(finding.is_example and finding.calls == 1 for finding in findings)
     told = [fact for clue in clues for fact in clue.evidence]
-    tested = next((clue.cause for clue in clues if clue.cause is not None and clue.tested), None)
+    shown = next((clue for clue in clues if clue.cause is not None and clue.tested), None)
+    tested = shown.cause if shown is not None else None
     suspected = _suspected(suspicions) if example_agrees else None
     if baked is not None and baked.proven:
         return Attribution(baked.cause, baked.location, (*evidence, *baked.evidence))
-    if tested is not None and (tested is not Cause.BAKED_VALUE or suspected is None):
+    if shown is not None and tested is not None and (tested is not Cause.BAKED_VALUE or suspected is None):
         more = _leaf_evidence(first) if tested is Cause.LOST_STATE else []
-        return Attribution(tested, told[0].location, (*evidence, *told, *more))
+        return Attribution(tested, shown.evidence[0].location, (*evidence, *told, *more))
     if lost := _lost(first):
         return Attribution(lost, None, (*evidence, *told, *_leaf_evidence(first)))
     if baked is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_torchexport.diagnose.case import TooMany
 from pytest_torchexport.diagnose.inside import inside
 from pytest_torchexport.diagnose.other_runs import (
     frozen_state,
@@ -48,7 +49,7 @@ _HYPOTHESES: tuple[Callable[[Case], Iterable[Clue]], ...] = (
 def examine(case: Case) -> list[Clue]:
     """The clues to what is behind the difference, certain causes first.
 
-    Once one is certain, eager is run no more for others.
+    Once one is certain, eager is run no more for others. What goes wrong in the search stands in `case.errors`.
     """
     if case.trial.record.error is not None or case.record.error is not None or not case.leaves:
         return []
@@ -57,8 +58,11 @@ def examine(case: Case) -> list[Clue]:
         for hypothesis in _HYPOTHESES:
             try:
                 found += hypothesis(case)
-            except Exception:  # noqa: BLE001, S112 what goes wrong here must not hide what was found
-                continue
+            except TooMany:
+                pass
+            except Exception as error:  # noqa: BLE001 what goes wrong here must not hide what was found
+                first = (str(error).strip() or "no message").split("\n", 1)[0]
+                case.errors.append(f"{hypothesis.__name__}: {type(error).__name__}: {first}")
             if any(clue.cause is not None for clue in found):
                 case.left = 0
     return sorted(found, key=lambda clue: clue.cause is None)

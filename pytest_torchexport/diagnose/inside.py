@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_torchexport.backends.base import TooLarge
 from pytest_torchexport.compare.operators import tensors_in
 from pytest_torchexport.diagnose.case import Clue
 from pytest_torchexport.diagnose.likeness import tensors
@@ -126,7 +127,10 @@ def _of_program(case: Case) -> _Seen | None:
     """What the program computes; None if its inside cannot be seen."""
     seen = _Seen()
     held: dict[str, set[str]] = {}
-    steps = case.program.steps(case.trial)
+    try:
+        steps = case.program.steps(case.trial)
+    except TooLarge:
+        return None
     if steps is None:
         return None
     for step in steps:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from pytest_torchexport import Verdict, check
 from pytest_torchexport.backends.base import Suspicion
+from pytest_torchexport.diagnose import hypotheses
+from pytest_torchexport.diagnose.case import Clue
 from pytest_torchexport.diagnose.cause import Finding, attribute
-from pytest_torchexport.outcome import Cause, Leaf, Location
+from pytest_torchexport.outcome import Cause, Evidence, Leaf, Location
 
 HERE = Location("cell.py", 12, "if x.sum() > 0:")
 BRANCH = Suspicion(Cause.BAKED_BRANCH, "a branch", HERE)
@@ -73,3 +77,25 @@ def test_an_exception_is_evidence() -> None:
 def test_a_difference_in_kind_outweighs_one_in_value(kind: Cause) -> None:
     found = attribute([finding(differs(), differs("output[1]", kind), example=True)], 1, [])
     assert found.cause is kind
+
+
+def test_the_line_is_that_of_the_clue_that_says_the_cause() -> None:
+    elsewhere = Clue((Evidence("also seen", Location("cell.py", 3, "")),))
+    state = Clue((Evidence("without its state eager gives this", HERE),), Cause.LOST_STATE)
+    found = attribute([finding(differs(), example=True)], 5, [], clues=[elsewhere, state])
+    assert (found.cause, found.location) == (Cause.LOST_STATE, HERE)
+
+
+def test_a_hypothesis_that_fails_leaves_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def guess(_: object) -> None:
+        msg = "no\nway"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(hypotheses, "_HYPOTHESES", (guess,))
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if torch.jit.is_tracing() else x * 1
+
+    outcome = check(model, (torch.rand(4),), n_inputs=0, branches="off")
+    assert outcome.verdict is Verdict.MISMATCH
+    assert outcome.details["explanation"] == ["guess: RuntimeError: no"]
