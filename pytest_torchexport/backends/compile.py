@@ -197,16 +197,23 @@ class Compiled(Exported):
 
     def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
         """The operators that Dynamo captures, from graphs that are compiled once more so that they give every value."""
+        with torch_warnings.shown(), dynamo.config.patch(recompile_limit=_LIMIT_OF_STEPS):
+            if self._dynamic_shapes:
+                mark_dynamic(bind(self._model, Call(args, kwargs)), self._dynamic_shapes)
+            listing, compiled = self._listing
+            listing.taken()
+            compiled(*args, **kwargs)
+        return iter(listing.taken())
+
+    @functools.cached_property
+    def _listing(self) -> tuple[Listing, Callable[..., Any]]:
+        """The model behind a compiler whose graphs give every value; kept, so that each is compiled once."""
         listing = Listing(self._counting.compiler)
         with _attributes_kept(self._model):
             compiled = torch.compile(
                 self._model, backend=listing, dynamic=self._options.dynamic, fullgraph=self._options.fullgraph
             )
-        with torch_warnings.shown(), dynamo.config.patch(recompile_limit=_LIMIT_OF_STEPS):
-            if self._dynamic_shapes:
-                mark_dynamic(bind(self._model, Call(args, kwargs)), self._dynamic_shapes)
-            compiled(*args, **kwargs)
-        return iter(listing.steps)
+        return listing, compiled
 
     def warm_up(self, request: ExportRequest) -> None:
         """Compile for the example. That nothing could be compiled is for the first call to say."""

@@ -118,8 +118,13 @@ class Listing:
     def __init__(self, compiler: Callable[..., Any]) -> None:
         self.__name__ = "listing"
         self.compiler = compiler
-        self.steps: list[Step] = []
+        self._steps: list[Step] = []
         self._graphs = 0
+
+    def taken(self) -> list[Step]:
+        """The steps of what ran since the last time."""
+        taken, self._steps = self._steps, []
+        return taken
 
     def __call__(self, graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         """Compile a graph that gives every value, for callers that want its own outputs."""
@@ -130,7 +135,7 @@ class Listing:
 
         def run(*args: Any) -> Any:
             values = compiled(*args)
-            self.steps += steps_of(listed, values[own:], prefix)
+            self._steps += steps_of(listed, values[own:], prefix)
             return values[:own]
 
         return run

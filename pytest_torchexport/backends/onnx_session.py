@@ -241,20 +241,21 @@ class OnnxProgram(Exported):
 
         def counted(model: bytes, names: list[str]) -> list[int]:
             session = _open(model, self._device, self._provider, folder=self._path.parent)
-            return [int(one) for one in session.run(names, {name: _numpy(value) for name, value in feeds.items()})]
+            return [int(one) for one in self._values(session, names, feeds)]
 
         watched.check_size(counted)
         session = _open(watched.serialized(), self._device, self._provider, folder=self._path.parent)
         types = {one.name: one.type for one in session.get_outputs()}
         names = [name for name in watched.names if types[name].startswith("tensor(")]
-        results: Iterable[torch.Tensor]
+        return watched.steps(zip(names, self._values(session, names, feeds), strict=True))
+
+    def _values(self, session: Any, names: list[str], feeds: Mapping[str, Any]) -> Iterable[torch.Tensor]:
+        """Run a session; the outputs that are named, as they are asked for."""
         if self._interface.sequences:
             plain = {name: _numpy(value) for name, value in feeds.items()}
-            results = (_from_numpy(value, self._device) for value in session.run(names, plain))
-        else:
-            values = {name: _ort_value(value) for name, value in feeds.items()}
-            results = (_tensor(value, self._device) for value in session.run_with_ort_values(names, values))
-        return watched.steps(zip(names, results, strict=True))
+            return (_from_numpy(value, self._device) for value in session.run(names, plain))
+        values = {name: _ort_value(value) for name, value in feeds.items()}
+        return (_tensor(value, self._device) for value in session.run_with_ort_values(names, values))
 
     def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
         """Open the file in a session like this one, and feed it by the names of the graph's inputs."""

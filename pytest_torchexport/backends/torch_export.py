@@ -26,13 +26,14 @@ from pytest_torchexport.backends.base import (
 )
 from pytest_torchexport.backends.compile import missing_compiler
 from pytest_torchexport.backends.convention import Convention, grouped_shapes
-from pytest_torchexport.backends.every_value import flat, give_every_value, steps_of
+from pytest_torchexport.backends.every_value import Listed, flat, give_every_value, steps_of
 from pytest_torchexport.backends.fx_steps import interpret
 from pytest_torchexport.backends.quiet import quiet
 from pytest_torchexport.backends.sharing import by_name, free_buffers, share_parameters
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import FunctionModule, as_module
+from pytest_torchexport.subject.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -304,6 +305,7 @@ class AotiPackage(Exported):
         self._path = path
         index = request.device.index if request.device.type != "cpu" and request.device.index is not None else -1
         self._index = index
+        self._listed: dict[Any, tuple[tempfile.TemporaryDirectory[str], int, list[Listed]]] = {}
         self._program: Any = self._load()
         self._state: dict[str, torch.Tensor] | None = {}
         self._taken_over: list[str] = []
@@ -323,20 +325,29 @@ class AotiPackage(Exported):
         The graph is captured from the model again, with the buffers that this package has now.
         """
         args, kwargs = self._convention.arrange(args, kwargs)
+        leaves = tuple(leaf for _, leaf in containers.leaves((args, kwargs)))
+        key = (_signature(leaves), fingerprint(self._state))
         with quiet(), torch_warnings.shown():
-            program = self._backend.capture(self._request).program
-            assert program is not None
-            graph = flat(program.module())
-            for name, buffer in [*graph.named_buffers(), *_constants(graph)]:
-                if name in (self._state or {}):
-                    overwrite(buffer, (self._state or {})[name])
-            own, listed = give_every_value(graph, self._prefix)
-            leaves = tuple(leaf for _, leaf in containers.leaves((args, kwargs)))
-            with tempfile.TemporaryDirectory(dir=self._path.parent) as folder:
-                path = Path(folder, _PACKAGE)
-                self._backend.package(torch.export.export(graph, leaves), path)
-                values = torch._inductor.aoti_load_package(str(path), device_index=self._index)(*leaves)
+            if key not in self._listed:
+                self._listed[key] = self._list_values(leaves)
+            folder, own, listed = self._listed[key]
+            # Loaded anew: a run changes the buffers that the library holds.
+            path = str(Path(folder.name, _PACKAGE))
+            values = torch._inductor.aoti_load_package(path, device_index=self._index)(*leaves)
         return steps_of(listed, values[own:])
+
+    def _list_values(self, leaves: tuple[Any, ...]) -> tuple[tempfile.TemporaryDirectory[str], int, list[Listed]]:
+        """Compile a package that gives every value, for arguments like these and the buffers as they are."""
+        program = self._backend.capture(self._request).program
+        assert program is not None
+        graph = flat(program.module())
+        for name, buffer in [*graph.named_buffers(), *_constants(graph)]:
+            if name in (self._state or {}):
+                overwrite(buffer, (self._state or {})[name])
+        own, listed = give_every_value(graph, self._prefix)
+        folder = tempfile.TemporaryDirectory(dir=self._path.parent)
+        self._backend.package(torch.export.export(graph, leaves), Path(folder.name, _PACKAGE))
+        return folder, own, listed
 
     def read_state(self) -> dict[str, Any] | None:
         """The buffers that the library has."""
@@ -364,6 +375,9 @@ class AotiPackage(Exported):
         """Unload the library, and only then the tensors that it uses."""
         self._program = None
         self._state = {}
+        for folder, *_ in self._listed.values():
+            folder.cleanup()
+        self._listed.clear()
 
     def _take_over(self, names: list[str], path: Path, request: ExportRequest) -> None:
         try:
@@ -375,6 +389,14 @@ class AotiPackage(Exported):
             return
         self._program.load_constants(self._state, check_full_update=False, user_managed=True)
         self._taken_over = names
+
+
+def _signature(leaves: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a package is compiled for: the layout of tensors, and all other values."""
+    return tuple(
+        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else (type(leaf), leaf)
+        for leaf in leaves
+    )
 
 
 def packaged_constants(path: Path, device: torch.device, names: Collection[str]) -> dict[str, torch.Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from pytest_torchexport import Outcome, Verdict, check
-from pytest_torchexport.backends import torchscript_steps
+from pytest_torchexport.backends import every_value, torch_export, torchscript_steps
 from pytest_torchexport.localize import first_difference, matching
 
 
@@ -62,3 +64,26 @@ def test_a_program_of_too_large_values_is_not_looked_into(monkeypatch: pytest.Mo
     assert outcome.divergence is not None
     assert not outcome.divergence.operator
     assert "too large to look inside" in outcome.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["compile", "aoti"])
+def test_the_program_that_shows_its_values_is_compiled_once(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, original = [], every_value.give_every_value
+
+    def counted(*args: Any) -> Any:
+        listed.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(every_value, "give_every_value", counted)
+    monkeypatch.setattr(torch_export, "give_every_value", counted)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        y = x.sin() * 2
+        return y * 1.01 if torch.compiler.is_compiling() else y
+
+    outcome = check(model, (torch.rand(4, 8),), backend=backend, n_inputs=0, branches="off")
+    assert outcome.verdict is Verdict.MISMATCH
+    assert outcome.divergence is not None
+    assert outcome.divergence.operator
+    assert len(listed) == 1
