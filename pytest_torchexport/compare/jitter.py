@@ -40,6 +40,8 @@ _PIECE = 1 << 17
 EPS_EVERYWHERE = {"bf16": 2.0**-7, "fp16": 2.0**-10}
 """Distance from 1 to the next number, of the types in which a whole export may be allowed to compute."""
 _EPS_TF32 = 2.0**-10
+_TIE = 2.0**-48
+"""What moves equal numbers apart, relative to their size, and no others but doubles."""
 
 _INTEGER_OF = {
     torch.float64: torch.int64,
@@ -136,7 +138,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         seed: together with the draw it decides the noise.
         draw: number of the draw.
-        loudness: multiplies all of the noise.
+        loudness: multiplies all of the noise; with 0 only ties are broken.
         precision: what float32 is rounded to instead: `bf16` or `fp16` wherever something is read or computed, `tf32`
             where matrix products and convolutions read their operands.
     """
@@ -261,7 +263,7 @@ class Jitter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values = given.to(plain_device(given))
         chance = torch.rand(values.shape, generator=self._generator, device="cpu").to(values.device, torch.float64)
         step = 0.25 if not given.is_floating_point() else 1e-290
-        scale = 0.0 if not given.is_floating_point() else self._loudness * torch.finfo(given.dtype).eps
+        scale = 0.0 if not given.is_floating_point() else max(self._loudness * torch.finfo(given.dtype).eps, _TIE)
         untied = values.double() * (1 + scale * (2 * chance - 1)) + step * chance
         named = dict(by_name(traits_of(func), args, kwargs))
         indices = func(untied, *args[1:], **kwargs)[1].to(given.device)

@@ -27,7 +27,8 @@ class Opinion:
         limit: what the score was held against.
         draws: number of jittered runs behind it.
         noise: the noise at the worst element, in the unit of the value.
-        ratio: the noise of the whole leaf (root mean square) relative to its largest magnitude.
+        ratio: the noise of the whole leaf (root mean square) relative to its largest magnitude; of a discrete one that
+            is too chaotic the share of the elements that noise changes.
         error: the worst element's deviation from the double-precision reference, else from eager.
         eager_error: eager's own deviation from it there.
         reference: its value there; NaN without one.
@@ -58,6 +59,20 @@ def measured_by(opinion: Opinion) -> str:
     """The runs of eager behind an opinion."""
     runs = [f"{opinion.draws} jittered run{'' if opinion.draws == 1 else 's'}"] if opinion.draws else []
     return " and ".join(runs + ["one in float64"] * opinion.centred)
+
+
+def chaos(leaf: Leaf, opinion: Opinion) -> str:
+    """Why nothing can be said of a leaf whose noise is too large a part of it."""
+    if leaf.rule == "exact":
+        size = f"changes {opinion.ratio:.0%} of the elements"
+        return (
+            f"{leaf.path} is too chaotic: the rounding noise of eager itself {size} ({measured_by(opinion)}), and "
+            "plainly other values would pass"
+        )
+    return (
+        f"{leaf.path} is too chaotic: the rounding noise of eager itself is {opinion.ratio:.2g} of the largest "
+        f"value ({measured_by(opinion)}), and any difference of that size would pass"
+    )
 
 
 def without_measurement(leaf: Leaf) -> Leaf:
