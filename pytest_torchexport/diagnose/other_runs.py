@@ -9,6 +9,7 @@ import torch
 
 from pytest_torchexport.diagnose.case import Clue
 from pytest_torchexport.diagnose.likeness import explains, is_like, tensors
+from pytest_torchexport.diagnose.lost_backward import lost_backward
 from pytest_torchexport.outcome import Cause, Evidence
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import rebind
@@ -252,7 +253,7 @@ def _held(case: Case, values: Mapping[str, Any]) -> Iterator[Call]:
 
 
 def lost_no_grad(case: Case) -> Iterator[Clue]:
-    """Whether the program has the gradients that eager has without `torch.no_grad()`."""
+    """Whether the program has the gradients that eager has without `torch.no_grad()`, or without its own backward."""
     names = [leaf.path for leaf in case.leaves]
     if not names or not all(name.startswith("gradient of ") for name in names):
         return
@@ -264,6 +265,8 @@ def lost_no_grad(case: Case) -> Iterator[Clue]:
     ):
         text = "the exported program does not keep torch.no_grad(): eager without it has the program's gradients"
         yield Clue((Evidence(text),), Cause.NUMERIC)
+        return
+    yield from lost_backward(case)
 
 
 def _without_no_grad(model: Callable[..., Any]) -> Callable[..., Any]:

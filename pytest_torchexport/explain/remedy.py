@@ -226,6 +226,11 @@ def _numeric(failed: Failed) -> str:
     worst = failed.worst
     if worst is None:
         return ""
+    if any("does not keep the backward of" in fact.text for fact in failed.attribution.evidence):
+        return (
+            "Make the function an operator that the export keeps, with its own backward: torch.library.custom_op, "
+            "register_fake and register_autograd; or write forward so that its derivative is the one that is meant."
+        )
     if worst.rule.startswith("set") and not worst.score:
         better = (
             "At the worst element the export is closer to float64 than eager is. " if figures.is_better(worst) else ""

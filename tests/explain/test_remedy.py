@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 
 from pytest_torchexport import check
@@ -9,6 +11,41 @@ from pytest_torchexport.diagnose.cause import Attribution
 from pytest_torchexport.explain import figures
 from pytest_torchexport.explain.remedy import Failed, what_to_do
 from pytest_torchexport.outcome import Cause, Divergence, Evidence, Leaf, Location
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x * x.abs()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+class Split(torch.autograd.Function):
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x * x.abs()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+class Applied(torch.nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function.apply(self.linear(x))
 
 
 def advised(cause: Cause, *facts: str, backend: str = "trace", leaf: Leaf | None = None) -> str:
@@ -65,3 +102,15 @@ def test_next_to_nothing_beside_zero_is_a_matter_of_tolerance() -> None:
     assert "Compare the options" not in said
     assert "another computation" not in " ".join(figures.told([tiny]))
     assert "Compare the options" in advised(Cause.NUMERIC, leaf=replace(tiny, expected="0.4"), backend="onnx")
+
+
+@pytest.mark.parametrize("function", [StraightThrough, Split])
+def test_a_backward_of_its_own_that_is_lost_is_named(function: type) -> None:
+    apply = torch.autograd.Function.__dict__["apply"]
+    found = check(Applied(function), (torch.rand(3, 4),), backend="export", grad=True, n_inputs=0)
+    assert found.cause is Cause.NUMERIC
+    assert f"the backward of the autograd.Function '{function.__name__}'" in " ".join(found.message.split())
+    assert found.location is not None
+    assert found.location.source.startswith("def backward")
+    assert "register_autograd" in found.message
+    assert torch.autograd.Function.__dict__["apply"] is apply
