@@ -58,7 +58,7 @@ class Follower(Watcher):
             self._operands = {}
             return
         # Under no noise: what is done here is no part of the run.
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
+        with _disable_current_modes():
             self._operands = {
                 index: sketch(given[place], self._cap)
                 for place, index in likely.operands.items()
@@ -72,7 +72,7 @@ class Follower(Watcher):
         del given
         if self.parted:
             return
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
+        with _disable_current_modes():
             self._follow(func, written, fresh)
 
     def _follow(self, func: Any, written: list[torch.Tensor], fresh: list[torch.Tensor]) -> None:
