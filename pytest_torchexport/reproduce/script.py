@@ -18,6 +18,7 @@ import torch
 from pytest_torchexport.backends.base import Recipe
 from pytest_torchexport.backends.quiet import quiet
 from pytest_torchexport.backends.recipes import free_text
+from pytest_torchexport.compare import any_order
 from pytest_torchexport.compare.records import named_leaves
 from pytest_torchexport.reproduce import rebuild, standalone
 from pytest_torchexport.reproduce.example import example_keys
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_torchexport.backends.base import Exported
+    from pytest_torchexport.compare.tolerance import Tolerance
     from pytest_torchexport.diagnose.cause import Finding
     from pytest_torchexport.outcome import Leaf
     from pytest_torchexport.plan import Plan
@@ -245,6 +247,7 @@ def _source(shown: Shown, kept: Kept, recipe: Recipe) -> str:
             eager,
             "\n# --- how it is run and compared " + "-" * 86 + "\n\n",
             body,
+            *([_ordering()] if _unordered(shown) else []),
             _main(shown, kept, recipe, artifact, len(spelled), len(expected)),
         ]
     )
@@ -268,6 +271,24 @@ def _machinery() -> tuple[str, str]:
     _, _, rest = inspect.getsource(standalone).partition("from __future__ import annotations\n")
     imports, start, body = rest.partition("class Kept:")
     return imports.strip("\n") + "\n", start + body.rstrip()
+
+
+def _ordering() -> str:
+    """By what the check itself puts results in order."""
+    start = "_MOST = "
+    return f"\n\nplain = _plain\n{start}" + inspect.getsource(any_order).partition(start)[2].rstrip()
+
+
+def _rules(shown: Shown) -> dict[str, Tolerance]:
+    """The tolerance of each output."""
+    outputs, several = shown.trial.record.outputs, len(shown.calls) > 1
+    roots = [f"call {index} output" if several else "output" for index in range(1, len(outputs) + 1)]
+    paths = [path for root, output in zip(roots, outputs, strict=True) for path, _ in containers.leaves(output, root)]
+    return {path: shown.plan.rules.of_result(path) for path in paths}
+
+
+def _unordered(shown: Shown) -> dict[str, int]:
+    return {path: rule.dim for path, rule in _rules(shown).items() if rule.compare == "set"}
 
 
 def _function(name: str, text: str, *, what: str, index: int) -> str:
@@ -335,6 +356,12 @@ def _facts(shown: Shown, kept: Kept, recipe: Recipe) -> Iterator[tuple[str, str]
     rows = "".join(f"            {path!r}: ({index!r}, {allowed}),\n" for path, (index, allowed) in failed.items())
     yield "failed", "{\n" + rows + "        }" if rows else "{}"
     yield "structure", repr(str(shown.structure))
+    ignored = tuple(path for path, rule in _rules(shown).items() if rule.compare == "ignore")
+    if ignored:
+        yield "ignored", repr(ignored)
+    if _unordered(shown):
+        yield "any_order", repr(_unordered(shown))
+        yield "in_order", any_order.in_order_of.__name__
     yield "seed", str(shown.plan.seed)
     yield "grad", str(shown.grad)
     if shown.trial.record.error is not None:

@@ -113,6 +113,10 @@ class Check:
         seed: state of the random generators.
         grad: whether autograd is on.
         device: where it runs.
+        ignored: results that the tolerance leaves out.
+        any_order: results whose order means nothing along a dimension, which is given.
+        in_order: puts tensors of the program in the order of eager's along a dimension.
+        moved: what it gave for the call that is compared.
     """
 
     folder: Path
@@ -131,6 +135,10 @@ class Check:
     seed: int = 0
     grad: bool = False
     device: str = "cpu"
+    ignored: tuple[str, ...] = ()
+    any_order: dict[str, int] = dataclasses.field(default_factory=dict)
+    in_order: Callable[[list[torch.Tensor], list[torch.Tensor], int], Any] | None = None
+    moved: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
 def check(what: Check) -> int:
@@ -169,9 +177,25 @@ def _run(what: Check, program: Callable[..., Any], kept: list[Kept], eager: Kept
         output = program(*args, **kwargs)
         title = "output" if len(what.calls) == 1 else f"call {index + 1} output"
         if index < len(what.expected):
-            yield from compare(title, what.expected[index](eager), _detached(output), what)
+            expected, actual = what.expected[index](eager), _detached(output)
+            what.moved = dict(_moved(title, expected, actual, what))
+            yield from compare(title, expected, actual, what)
         if what.gradients and index == len(what.calls) - 1:
             yield from _compare_gradients(what, program, output, kept[index], eager)
+
+
+def _moved(path: str, expected: Any, actual: Any, what: Check) -> Iterator[tuple[str, torch.Tensor]]:
+    """The program's results in eager's order where it means nothing; those with as many entries move together."""
+    ours = [(name, leaf) for name, leaf in _leaves(path, expected) if isinstance(leaf, torch.Tensor)]
+    groups: dict[Any, list[tuple[str, torch.Tensor, torch.Tensor]]] = {}
+    for (name, mine), other in zip(ours, _tensors(actual), strict=False):
+        dim = what.any_order.get(name, mine.dim())
+        if (mine.shape, mine.dtype) == (other.shape, other.dtype) and -mine.dim() <= dim < mine.dim():
+            groups.setdefault(name if dim else len(mine), []).append((name, mine, other))
+    for group in groups.values():
+        names, mine, others = zip(*group, strict=True)
+        if what.in_order is not None:
+            yield from zip(names, what.in_order(list(mine), list(others), what.any_order[names[0]]), strict=True)
 
 
 def _left_behind(what: Check, program: Callable[..., Any], kept: list[Kept], eager: Kept) -> Iterator[Found]:
@@ -298,6 +322,9 @@ def _compare_flat(path: str, expected: Any, actual: dict[str, Any], what: Check)
 
 
 def _compare_leaf(path: str, expected: Any, actual: Any, what: Check) -> Found:
+    if path in what.ignored:
+        return Found(path, "ignored", differs=False)
+    actual = what.moved.get(path, actual)
     numbers = (bool, int, float, complex)
     if what.structure != "same" and isinstance(expected, numbers) and isinstance(actual, torch.Tensor):
         actual = actual.item() if not actual.dim() else actual

@@ -400,6 +400,45 @@ def test_what_torch_export_does_not_capture_is_made_from_its_source(tmp_path: Pa
     assert "broken_graph (the model's source)" in Path(outcome.reproduction or "").read_text(encoding="utf-8")
 
 
+# --- tolerances that are no bounds -----------------------------------------------------------------------------------
+
+
+class Boxes(nn.Module):
+    """Traced, it gives its boxes from the last to the first, `wrong` of them another score, and another note."""
+
+    def __init__(self, wrong: float) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        kept = {"boxes": x * 2, "scores": x.sum(1), "note": torch.arange(3)}
+        if not jit.is_tracing():
+            return kept
+        kept["scores"] = kept["scores"] + self.wrong * torch.tensor([0.0, 1.0, 0.0])
+        return {name: value.flip(0) for name, value in kept.items()}
+
+
+def test_in_another_order_the_right_results_are_right(tmp_path: Path) -> None:
+    tolerance = {name: Tolerance(compare="set") for name in ("boxes", "scores")}
+    tolerance["note"] = Tolerance(compare="ignore")
+    backend = Trace(strict=False)
+    outcome = failing(tmp_path / "kept", Boxes(0.5), backend=backend, tolerance=tolerance, n_inputs=0)
+    shown = reproduced(outcome, tmp_path)
+    assert shown.code == 1
+    assert same_numbers(outcome, shown)
+    assert "output['boxes']: no difference" in shown.text
+    right = engine.run(
+        engine.Subject(Boxes(0.0), (X,)),
+        engine.Policy(backend=backend, tolerance=tolerance, n_inputs=0),
+        Surroundings(keep_in=tmp_path / "right", keep="on"),
+    )
+    assert right.verdict is Verdict.EQUIVALENT, right.message
+    shutil.rmtree(tmp_path / "kept" / "artifact")
+    shutil.copytree(tmp_path / "right" / "artifact", tmp_path / "kept" / "artifact")
+    shutil.rmtree(tmp_path / "moved")
+    assert reproduced(outcome, tmp_path).code == 0
+
+
 # --- other people's backends -----------------------------------------------------------------------------------------
 
 
