@@ -10,6 +10,7 @@ import torch
 from pytest_torchexport.diagnose.case import Clue
 from pytest_torchexport.diagnose.likeness import explains, is_like, tensors
 from pytest_torchexport.diagnose.lost_backward import lost_backward
+from pytest_torchexport.diagnose.lost_entries import lost_entries
 from pytest_torchexport.outcome import Cause, Evidence
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import rebind
@@ -117,6 +118,7 @@ def _with_state(case: Case, values: Mapping[str, torch.Tensor]) -> Callable[...,
 
 def frozen_state(case: Case) -> Iterator[Clue]:
     """Whether every call of the program starts from the same state, or answers with the call before it or after it."""
+    yield from lost_entries(case)
     calls = case.trial.calls
     if len(calls) < 2:
         return

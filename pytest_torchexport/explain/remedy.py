@@ -157,13 +157,39 @@ def _lost_state(failed: Failed) -> str:
             "An ONNX program keeps nothing from call to call: hand the state in as an argument, return the new one, "
             "and let the caller pass it on."
         )
-    told = " ".join([fact.text for fact in failed.attribution.evidence] + [leaf.path for leaf in failed.leaves])
-    named = re.search(r"state '?([\w.]+)|'([\w.]+)'", told)
-    name = ((named[1] or named[2]) if named else "count").rpartition(".")[2]
+    hand_in = "hand the state in as an argument and return the new one"
+    told = " ".join(fact.text for fact in failed.attribution.evidence)
+    found = re.search(r"does not carry '([\w.]+)', a (?:Python )?(\w+)(?: \((\w+), \[(.*?)\]\))?", told)
+    if found is None:
+        return f"Register what forward keeps as buffers, made in __init__, and update them in place; or {hand_in}."
+    path, kind, dtype, shape = found.groups()
+    name = path.rpartition(".")[2]
+    if kind == "buffer":
+        return f"Update it in place, self.{name}.copy_(...), where forward binds it anew; or {hand_in}."
+    if kind == "tensor":
+        zeros = _zeros(dtype, shape)
+        return (
+            f"Register it as a buffer in __init__, self.register_buffer('{name}', {zeros}), and update it in place, "
+            f"as in self.{name}.copy_(...); or {hand_in}."
+        )
+    if kind in ("int", "float", "bool"):
+        zeros = _zeros({"int": "int64", "float": "float32"}.get(kind, kind), "")
+        update = f"self.{name}.fill_(...)" if kind == "bool" else f"self.{name}.add_(1)"
+        return (
+            f"A Python number is a constant in the program: keep self.{name} as a tensor, "
+            f"self.register_buffer('{name}', {zeros}), and update it in place, as in {update}; or {hand_in}."
+        )
     return (
-        f"Register it as a buffer, self.register_buffer('{name}', torch.zeros(())), and update it in place, as in "
-        f"self.{name}.add_(1); or hand the state in as an argument and return the new one."
+        f"self.{name} is a Python {'object' if kind == 'container' else kind}, which the program does not keep: hand "
+        "what it holds in as tensors and return the new ones; or, if its size is fixed, hold it in a buffer of that "
+        "size and write into it in place."
     )
+
+
+def _zeros(dtype: str, shape: str) -> str:
+    """The call that makes a tensor of zeros, from `int64` and `2, 3`."""
+    sizes = f"({shape},)" if shape and "," not in shape else f"({shape})"
+    return f"torch.zeros({sizes})" if dtype == "float32" else f"torch.zeros({sizes}, dtype=torch.{dtype})"
 
 
 def _lost_mutation(failed: Failed) -> str:

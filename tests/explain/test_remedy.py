@@ -48,6 +48,23 @@ class Applied(torch.nn.Module):
         return self.function.apply(self.linear(x))
 
 
+class Keeps(torch.nn.Module):
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.held, list):
+            self.held.append(x.sum())
+            return x + torch.stack(self.held).sum()
+        if isinstance(self.held, int):
+            self.held += 1
+            return x * self.held
+        y = x if self.held is None else x + self.held
+        self.held = x * 0.5
+        return y
+
+
 def advised(cause: Cause, *facts: str, backend: str = "trace", leaf: Leaf | None = None) -> str:
     attribution = Attribution(cause, None, tuple(map(Evidence, facts)))
     return what_to_do(Failed(attribution, backend, leaves=[leaf] if leaf is not None else []))
@@ -114,3 +131,30 @@ def test_a_backward_of_its_own_that_is_lost_is_named(function: type) -> None:
     assert found.location.source.startswith("def backward")
     assert "register_autograd" in found.message
     assert torch.autograd.Function.__dict__["apply"] is apply
+
+
+@pytest.mark.parametrize(
+    ("held", "way"),
+    [
+        (None, "self.register_buffer('held', torch.zeros((2, 3)))"),
+        (torch.zeros(2, 3), "self.register_buffer('held', torch.zeros((2, 3)))"),
+        (0, "self.register_buffer('held', torch.zeros((), dtype=torch.int64))"),
+        ([], "self.held is a Python list"),
+    ],
+)
+def test_lost_state_is_named_as_what_it_is(held: Any, way: str) -> None:
+    found = check(Keeps(held), (torch.rand(2, 3),), backend="trace", calls=3, n_inputs=0)
+    said = " ".join(found.message.split())
+    assert found.cause is Cause.LOST_STATE
+    assert way in said
+    assert "the exported program does not carry 'held', a" in said
+    assert ("register_buffer" in said) is (held != [])
+
+
+def test_a_buffer_is_not_registered_again() -> None:
+    fact = "the exported program does not carry 'bn.mean', a buffer (float32, [3])"
+    assert advised(Cause.LOST_STATE, fact).startswith("Update it in place, self.mean.copy_(...)")
+
+
+def test_no_name_is_made_up() -> None:
+    assert "count" not in advised(Cause.LOST_STATE, "the outputs agree up to call 1")
