@@ -193,9 +193,9 @@ def _moved(path: str, expected: Any, actual: Any, what: Check) -> Iterator[tuple
         if (mine.shape, mine.dtype) == (other.shape, other.dtype) and -mine.dim() <= dim < mine.dim():
             groups.setdefault(name if dim else len(mine), []).append((name, mine, other))
     for group in groups.values():
-        names, mine, others = zip(*group, strict=True)
+        names, eagers, programs = zip(*group, strict=True)
         if what.in_order is not None:
-            yield from zip(names, what.in_order(list(mine), list(others), what.any_order[names[0]]), strict=True)
+            yield from zip(names, what.in_order(list(eagers), list(programs), what.any_order[names[0]]), strict=True)
 
 
 def _left_behind(what: Check, program: Callable[..., Any], kept: list[Kept], eager: Kept) -> Iterator[Found]:
