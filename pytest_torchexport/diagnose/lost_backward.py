@@ -39,9 +39,15 @@ def lost_backward(case: Case) -> Iterator[Clue]:
     used: dict[type, None] = {}
     record = case.eager(program=_by_autograd(case.plan.model, used))
     ours, theirs = case.trial.record.gradients, case.record.gradients
-    if used and record.error is None and all(
-        name in record.gradients and name in theirs and is_like(record.gradients[name], theirs[name], ours.get(name))
-        for name in names
+    if (
+        used
+        and record.error is None
+        and all(
+            name in record.gradients
+            and name in theirs
+            and is_like(record.gradients[name], theirs[name], ours.get(name))
+            for name in names
+        )
     ):
         which = ", ".join(repr(function.__name__) for function in used)
         text = (

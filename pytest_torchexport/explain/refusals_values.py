@@ -21,6 +21,19 @@ _OUTPUTS = (
         at=RETURN,
     ),
     Known(
+        r"of traced region cannot be understood by the tracer",
+        "the model returns a dict that holds something else than tensors and tuples of them: None, a number, a list",
+        "Leave what is None or no tensor out of the dict, and make its lists tuples.",
+        at=RETURN,
+    ),
+    Known(
+        r"serialize TreeSpec of (?:a )?namedtuple class <class '[^']*?(\w+)'>",
+        "the model takes or returns the namedtuple {0}, which torch.export does not save without a name for it",
+        "Use a plain tuple or a dict; or give it a name once, before the export: "
+        'torch.utils._pytree._register_namedtuple({0}, serialized_type_name="{0}").',
+        at=RETURN,
+    ),
+    Known(
         r"Tracer cannot infer type of \w+\(\w+=",
         "the model returns an object of a class, and jit.trace allows tensors in tuples, lists and dicts",
         "Return a tuple or a dict of tensors.",

@@ -253,10 +253,7 @@ def _numeric(failed: Failed) -> str:
     if worst is None:
         return ""
     if any("does not keep the backward of" in fact.text for fact in failed.attribution.evidence):
-        return (
-            "Make the function an operator that the export keeps, with its own backward: torch.library.custom_op, "
-            "register_fake and register_autograd; or write forward so that its derivative is the one that is meant."
-        )
+        return _OWN_BACKWARD
     if worst.rule.startswith("set") and not worst.score:
         better = (
             "At the worst element the export is closer to float64 than eager is. " if figures.is_better(worst) else ""
@@ -270,15 +267,8 @@ def _numeric(failed: Failed) -> str:
             "torch.topk, sort and argmax are any of those of equal values (ties): return the values that they pick "
             "instead, or keep ties out with inputs= or assume=."
         )
-    if note := _of_runtime(failed):
-        return note
-    if figures.is_tiny(worst):
-        path = re.sub(r"^call \d+ ", "", worst.path)
-        return (
-            f"The value is next to zero, and so is the difference ({worst.max_abs:.2g}). If that is acceptable: "
-            f'tolerance={{"{path}": Tolerance(rtol=1.3e-06, atol=1e-07)}}; else compute on a scale on which such values '
-            "are not small, F.logsigmoid for torch.sigmoid, say."
-        )
+    if known := _of_runtime(failed) or _next_to_zero(worst):
+        return known
     compare = "Compare the options of the operator (eps, dim, mode, approximation) and its precision with eager's."
     if worst.score and worst.score <= figures.BORDERLINE:
         compare = "Compare precision and constants (eps, scale) of the layer with eager's."
@@ -287,6 +277,24 @@ def _numeric(failed: Failed) -> str:
                 "  ", " "
             )
     return f"{compare} {_bisect(failed)}".rstrip()
+
+
+_OWN_BACKWARD = (
+    "Make the function an operator that the export keeps, with its own backward: torch.library.custom_op, "
+    "register_fake and register_autograd; or write forward so that its derivative is the one that is meant."
+)
+
+
+def _next_to_zero(worst: Leaf) -> str:
+    """Where a value next to zero is off by next to nothing; empty where it is not that."""
+    if not figures.is_tiny(worst):
+        return ""
+    path = re.sub(r"^call \d+ ", "", worst.path)
+    return (
+        f"The value is next to zero, and so is the difference ({worst.max_abs:.2g}). If that is acceptable: "
+        f'tolerance={{"{path}": Tolerance(rtol=1.3e-06, atol=1e-07)}}; else compute on a scale on which such '
+        "values are not small, F.logsigmoid for torch.sigmoid, say."
+    )
 
 
 def _of_runtime(failed: Failed) -> str:

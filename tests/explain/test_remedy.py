@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections import namedtuple
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from pytest_torchexport import check
+from pytest_torchexport import Trace, check
 from pytest_torchexport.diagnose.cause import Attribution
 from pytest_torchexport.explain import figures
 from pytest_torchexport.explain.remedy import Failed, what_to_do
@@ -45,13 +46,14 @@ class Applied(torch.nn.Module):
         self.function = function
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function.apply(self.linear(x))
+        result: torch.Tensor = self.function.apply(self.linear(x))
+        return result
 
 
 class Keeps(torch.nn.Module):
     def __init__(self, held: Any) -> None:
         super().__init__()
-        self.held = held
+        self.held: Any = held
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if isinstance(self.held, list):
@@ -60,9 +62,22 @@ class Keeps(torch.nn.Module):
         if isinstance(self.held, int):
             self.held += 1
             return x * self.held
-        y = x if self.held is None else x + self.held
+        y: torch.Tensor = x if self.held is None else x + self.held
         self.held = x * 0.5
         return y
+
+
+Pair = namedtuple("Pair", "a b")  # noqa: PYI024 what people write
+
+
+class ReturnsPair(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return Pair(x * 2, x.sum())
+
+
+class ReturnsNone(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"a": x * 2, "b": None}
 
 
 def advised(cause: Cause, *facts: str, backend: str = "trace", leaf: Leaf | None = None) -> str:
@@ -158,3 +173,18 @@ def test_a_buffer_is_not_registered_again() -> None:
 
 def test_no_name_is_made_up() -> None:
     assert "count" not in advised(Cause.LOST_STATE, "the outputs agree up to call 1")
+
+
+@pytest.mark.parametrize(
+    ("model", "backend", "said", "way"),
+    [
+        (ReturnsPair, "export", "the namedtuple Pair", "_register_namedtuple(Pair"),
+        (ReturnsNone, Trace(strict=False), "a dict that holds something else than tensors", "Leave what is None"),
+    ],
+)
+def test_what_cannot_be_returned_is_refused_in_words(model: Any, backend: Any, said: str, way: str) -> None:
+    found = check(model(), (torch.rand(2, 3),), backend=backend, n_inputs=0)
+    assert said in found.summary
+    assert found.location is not None
+    assert found.location.source.startswith("return ")
+    assert way in found.message
