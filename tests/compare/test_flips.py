@@ -47,7 +47,7 @@ class Scores(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.first(x.to(self.dtype)).tanh()
-        if not torch.compiler.is_exporting() and not torch.jit.is_tracing():
+        if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
             return self.choose(self.last(hidden))
         if self.exported is not None:
             faulty: torch.Tensor = self.exported(self.last(hidden))
