@@ -61,7 +61,8 @@ class Keeps(torch.nn.Module):
             return x + torch.stack(self.held).sum()
         if isinstance(self.held, int):
             self.held += 1
-            return x * self.held
+            counted: torch.Tensor = x * self.held
+            return counted
         y: torch.Tensor = x if self.held is None else x + self.held
         self.held = x * 0.5
         return y
