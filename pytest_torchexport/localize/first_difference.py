@@ -156,14 +156,13 @@ def _measure_in_double(case: Case, recorder: Recorder, known: list[Known], cap: 
     if case.reference.known.compares_dtypes:
         ways.reverse()
     for swapped in ways:
-        found: list[tuple[int, torch.Tensor]] = []
-        follower = Follower(recorder, cap, lambda *seen, found=found: found.append(seen))
+        follower = Follower(recorder, cap, lambda index, numbers: known[index].add(numbers, double=True))
         record = _run(case, _Both(InDouble(swapped), follower), torch.float64)
         if record.error is None:
             follower.finish()
-            for index, numbers in found:
-                known[index].add(numbers, double=True)
             return
+        for one in known:
+            one.forget()
 
 
 def _cap(sizes: Sequence[int]) -> int:

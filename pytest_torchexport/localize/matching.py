@@ -72,6 +72,10 @@ class Known:
         off = off.abs().to(torch.float32)
         self.noise = off if self.noise is None else torch.maximum(self.noise, off)
 
+    def forget(self) -> None:
+        """Leave aside all runs so far."""
+        self.noise = self.offset = self.changed = self._scale = None
+
     def scale(self) -> torch.Tensor:
         """The rounding noise of each element."""
         if self._scale is None:
