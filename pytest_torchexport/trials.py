@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class Trial:
     """One input that eager accepts: a sequence of calls, and what eager did on it.
 
-    `noise` is eager's rounding noise on it, by the precision that it is measured for and the orders that mean nothing. `taken` is what it took at each
-    decision, where that was observed; `goals` are the outcomes that the search found it for.
+    `noise` is eager's rounding noise on it, by the precision that it is measured for and the orders that mean nothing.
+    `taken` is what it took at each decision, where that was observed; `goals` are the outcomes that the search found it
+    for.
     """
 
     calls: tuple[Call, ...]

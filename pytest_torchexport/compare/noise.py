@@ -288,7 +288,7 @@ class RoundingNoise:
 
     @staticmethod
     def _in_double(eager: Eager) -> tuple[Record, Path, float, Choices]:
-        """The run in double precision, eager's own way, the largest eps that it computes in, and what it chose among."""
+        """The run in double precision; eager's own way, the largest eps that it computes in, what it chose among."""
         ways = eager.known.ways
         if ways and not eager.decides:
             record, way = in_double(eager)

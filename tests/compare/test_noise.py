@@ -478,13 +478,13 @@ class Residual(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)])
         for layer in self.layers:
-            nn.init.normal_(layer[0].weight, std=0.4)
+            nn.init.normal_(layer[0].weight, std=0.4)  # type: ignore[index]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch._C._is_tracing():
             return torch.cat([self.layers(x[i : i + 1]) for i in range(len(x))])
         y = self.layers(x)
-        return y + (y - y.mean()).mean().item() * 1e-6
+        return torch.add(y, (y - y.mean()).mean().item() * 1e-6)
 
 
 def test_a_float_that_is_noise_is_no_other_branch() -> None:
@@ -520,8 +520,8 @@ class HalfBody(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = self.body(x.bfloat16()).float()
         if torch._C._is_tracing():
-            return (self.head.weight.double() @ z.double().T).T.float() + self.head.bias
-        return self.head(z)
+            return torch.add((self.head.weight.double() @ z.double().T).T.float(), self.head.bias)
+        return self.head(z)  # type: ignore[no-any-return]
 
 
 def test_a_body_in_half_precision_is_not_chaotic_under_a_head_in_float32() -> None:

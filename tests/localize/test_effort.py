@@ -24,7 +24,7 @@ class Settling(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for _ in range(self.rounds):
             x = torch.tanh(self.fc(x)) * 1.01
-        return x + 0.5 if torch.jit.is_tracing() else x
+        return x + 0.5 if torch._C._is_tracing() else x
 
 
 def outcome_of(rounds: int = 10) -> Outcome:
