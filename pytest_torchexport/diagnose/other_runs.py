@@ -43,7 +43,8 @@ def other_mode(case: Case) -> Iterator[Clue]:
     single = {f"{name!r}": [module] for name, module in list(norms.items())[:_NORMS]} if len(norms) > 1 else {}
     kinds = ", ".join(sorted({type(module).__name__ for module in norms.values()}))
     some = {kinds: list(norms.values()), **single} if norms else {}
-    lost = any(leaf.cause is Cause.LOST_STATE for leaf in case.leaves)
+    changed = case.trial.record.state
+    lost = any(leaf.cause is Cause.LOST_STATE and leaf.path.removeprefix("state ") in changed for leaf in case.leaves)
     for who, chosen in {"": list(model.modules()), **some}.items():
         if case.explained_by(case.eager(program=_in_other_mode(model, chosen))):
             mode, other = ("training", "eval") if chosen[0].training else ("eval", "training")
