@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +21,7 @@ from pytest_torchexport.backends import recipes, torch_warnings
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, choose, expect
 from pytest_torchexport.backends.dynamo_log import DynamoLog
 from pytest_torchexport.backends.every_value import Listing
+from pytest_torchexport.backends.inductor import missing_compiler
 from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
@@ -109,20 +109,6 @@ class Compile(Backend):
         """The compiled callable itself."""
         del path, request
         return program
-
-
-def missing_compiler() -> str | None:
-    """Why inductor cannot compile here, with the remedy; None if it finds a C++ compiler."""
-    from torch._inductor import config  # noqa: PLC0415 loads inductor
-
-    named: Any = config.cpp.cxx
-    candidates = [*(named if isinstance(named, (tuple, list)) else [named]), "g++", "clang++", "c++", "cl"]
-    if any(one and shutil.which(str(one)) for one in candidates):
-        return None
-    return (
-        "torch's inductor needs a C++ compiler and none is on the PATH: install one (Debian and Ubuntu: "
-        "apt install g++; macOS: xcode-select --install), or name one in the environment variable CXX"
-    )
 
 
 class _Counting:

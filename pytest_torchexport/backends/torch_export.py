@@ -24,10 +24,10 @@ from pytest_torchexport.backends.base import (
     expect,
     overwrite,
 )
-from pytest_torchexport.backends.compile import missing_compiler
 from pytest_torchexport.backends.convention import Convention, grouped_shapes
 from pytest_torchexport.backends.every_value import Listed, flat, give_every_value, steps_of
 from pytest_torchexport.backends.fx_steps import interpret
+from pytest_torchexport.backends.inductor import missing_compiler
 from pytest_torchexport.backends.quiet import quiet
 from pytest_torchexport.backends.sharing import by_name, free_buffers, share_parameters
 from pytest_torchexport.outcome import NotChecked
