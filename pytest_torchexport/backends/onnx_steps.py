@@ -228,7 +228,8 @@ class ModuleNames:
 
 
 def _is_container(module: torch.nn.Module) -> bool:
-    return type(module).forward is torch.nn.Module.forward
+    # A script module's class has no forward that could be asked for.
+    return getattr(type(module), "forward", None) is torch.nn.Module.forward
 
 
 def _short(name: str) -> str:

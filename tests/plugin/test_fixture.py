@@ -186,6 +186,8 @@ def test_export_gives_the_program(project: Project) -> None:
     project.test("""
     import pathlib, tempfile
 
+    tempfile.tempdir = str(pathlib.Path(__file__).parent)  # other processes use the machine's
+
     @pytest.mark.export_equivalent(backends="trace")
     def test_one(export_check):
         model = linear()
