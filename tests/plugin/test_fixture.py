@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -182,11 +183,10 @@ def test_an_overridden_fixture(project: Project) -> None:
     project.run().assert_outcomes(passed=1)
 
 
-def test_export_gives_the_program(project: Project) -> None:
+def test_export_gives_the_program(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(project.path))  # other processes use the machine's
     project.test("""
     import pathlib, tempfile
-
-    tempfile.tempdir = str(pathlib.Path(__file__).parent)  # other processes use the machine's
 
     @pytest.mark.export_equivalent(backends="trace")
     def test_one(export_check):
