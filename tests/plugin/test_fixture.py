@@ -6,6 +6,8 @@ import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.plugin.conftest import Project
 
 
