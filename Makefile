@@ -19,7 +19,7 @@ BIN := $(ENV)/bin
 # -qq: only errors are printed. The constraints hold in every install, so that none replaces the CPU build of torch.
 PIP := $(BIN)/python -m pip install -qq --constraint .ci/constraints.txt
 # One thread for each process: parallel tests that each start a thread per core slow one another down.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --timeout 300
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --timeout 300
 
 .PHONY: help
 help: ## list the targets
@@ -53,12 +53,16 @@ demo: $(ENV)/.demo ## run the examples on every backend and print the result tab
 	@$(PYTEST) examples
 
 .PHONY: test
-test: lint docs $(ENV)/.dev ## everything: lint, types, documentation, all tests, the examples
-	@$(PYTEST) tests examples -m 'not benchmark'
+test: lint docs $(ENV)/.dev ## everything that CI runs: lint, types, documentation, tests, the examples
+	@$(PYTEST) tests examples -m 'not benchmark and not thorough'
+
+.PHONY: test-thorough
+test-thorough: $(ENV)/.demo ## the variants that `make test` leaves out, since they take minutes
+	@$(PYTEST) tests -m thorough
 
 .PHONY: test-quick
 test-quick: $(ENV)/.demo ## the tests that take seconds
-	@$(PYTEST) tests -m 'not slow and not benchmark'
+	@$(PYTEST) tests -m 'not slow and not benchmark and not thorough'
 
 .PHONY: benchmark
 benchmark: $(ENV)/.demo ## measure what the plugin costs

@@ -7,6 +7,7 @@ that is imported a second time holds other classes than the one before.
 
 from __future__ import annotations
 
+import fnmatch
 import pkgutil
 import sys
 from importlib import import_module
@@ -28,6 +29,28 @@ for _found in pkgutil.walk_packages(pytest_torchexport.__path__, "pytest_torchex
 import_module("torch._dynamo").list_backends()  # imports the compilers
 
 pytest_plugins = ["pytester"]
+
+_THOROUGH = (
+    "test_search.py::test_what_can_be_reached_is_reached[[12]]",
+    "test_search.py::test_most_is_reached_in_modules_that_the_search_was_not_built_for[[12]]",
+    "test_script.py::*[[]aoti]",
+    "test_script.py::test_what_torch_export_does_not_capture_is_made_from_its_source",
+    "test_ready_test.py::test_it_fails_in_the_same_way[[][!bc]*]",
+    "test_ready_test.py::test_options_and_a_tolerance_stay",
+    "test_refusal_table.py::*[[]aoti-*]",
+    "test_localize.py::*[[]aoti]",
+    "test_causes.py::*[[]aoti-*]",
+    "test_torch_warnings.py::test_aoti_*",
+)
+"""Tests that compile or start processes for a variant of what others cover: continuous integration has 15 minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make test` leaves to `make test-thorough`."""
+    for item in items:
+        if any(fnmatch.fnmatchcase(item.nodeid.rpartition("/")[2], pattern) for pattern in _THOROUGH):
+            item.add_marker(pytest.mark.thorough)
+
 
 # So that models which several tests share can be imported by their full names.
 _ROOT = str(Path(__file__).parents[1])
