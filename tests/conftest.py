@@ -41,6 +41,7 @@ _THOROUGH = (
     "test_localize.py::*[[]aoti]",
     "test_causes.py::*[[]aoti-*]",
     "test_torch_warnings.py::test_aoti_*",
+    "test_conformance.py::test_built_in_backend_conforms[[]aoti]",
 )
 """Tests that compile or start processes for a variant of what others cover: continuous integration has 15 minutes."""
 
