@@ -42,6 +42,7 @@ _THOROUGH = (
     "test_causes.py::*[[]aoti-*]",
     "test_torch_warnings.py::test_aoti_*",
     "test_conformance.py::test_built_in_backend_conforms[[]aoti]",
+    "test_corpus.py::test_backends_are_as_right_as_said[[]onnx-[cd]*]",
 )
 """Tests that compile or start processes for a variant of what others cover: continuous integration has 15 minutes."""
 
