@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ def eager_run(
     A `program` is called in the model's place: the model itself under instruments.
     """
     snapshot.restore()
+    # What the collector finalizes would be seen as a part of the run: suspended generators of other code go on then.
+    collects = mode is not None and gc.isenabled()
+    if collects:
+        gc.disable()
     try:
         record = run(
             program or plan.model,
@@ -56,6 +61,8 @@ def eager_run(
         )
         record.state = snapshot.changes()
     finally:
+        if collects:
+            gc.enable()
         snapshot.restore()
     # Most models leave their arguments alone: then the copies that they ran on need not be held.
     record.arguments = [
