@@ -75,6 +75,7 @@ def test_what_is_shown_is_of_the_input_shown() -> None:
     assert float(leaf.actual) == pytest.approx(float(x.flatten()[0]) - 1)
 
 
+@pytest.mark.thorough  # in a long run of many tests it failed, before the collector was made to wait; to be confirmed
 def test_the_same_seed_gives_the_same_input() -> None:
     first, second = (check(Gate(), (X,), seed=3) for _ in range(2))
     assert first.paste == second.paste
