@@ -354,6 +354,8 @@ class _Story:
             baked = self._baked(judge, failures, agreeing)
         if baked is not None and baked.failing > 0:  # shown is the input that proves it
             proof = failures[baked.failing]
+            found: Finding | Unjudged | None = None
+            # What is unstable on this input takes nothing away from the failure that was measured.
             with self.draft.at(Stage.COMPARE), contextlib.suppress(Unstable):
                 found = judge.measured(proof)
             if isinstance(found, Finding):

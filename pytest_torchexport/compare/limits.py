@@ -58,5 +58,5 @@ def surely_within(dtype: torch.dtype, k: float) -> Limit:
     if not real.is_floating_point:
         return EXACT
     info = torch.finfo(real)
-    # The larger of both parts alone: their sum would accept more.
+    # The relative part alone: rtol and atol are added, and the sum of both would accept more.
     return Limit((k - 1) * info.eps / 2, 0.0)
