@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from pytest_torchexport.measured import Performance
+
 SCHEMA = 1
 """Number of the plain-dict form; raised when a key changes its meaning or goes away."""
 
@@ -283,6 +285,7 @@ class Outcome:
         branches: which branches of the user's code the inputs took; None where they were not observed.
         divergence: the first layer at which the two part; None where it was not looked for or not found.
         reproduction: the script that shows the failure without the test suite; None where none was written.
+        performance: speed, cold start and memory; None where they were not measured.
         durations: seconds by stage.
         details: facts of the backend (graphs, graph breaks, provider, opset, warnings...).
         environment: versions and numerics flags of both sides.
@@ -312,6 +315,7 @@ class Outcome:
     branches: BranchCoverage | None = None
     divergence: Divergence | None = None
     reproduction: str | None = None
+    performance: Performance | None = None
     durations: dict[str, float] = field(default_factory=dict)
     artifact: str | None = None
     artifact_bytes: int | None = None
@@ -375,6 +379,7 @@ class Outcome:
         values["inputs"] = tuple(Input(**tried) for tried in values["inputs"])
         values["branches"] = _branches(values["branches"]) if values.get("branches") else None
         values["divergence"] = _divergence(values["divergence"]) if values.get("divergence") else None
+        values["performance"] = Performance.from_dict(values["performance"]) if values.get("performance") else None
         values["not_checked"] = tuple(NotChecked(**entry) for entry in values["not_checked"])
         return cls(**values)
 

@@ -15,9 +15,10 @@ import pytest_torchexport
 PACKAGE = Path(pytest_torchexport.__file__).parent
 
 LAYERS = (
+    ("measured",),
     ("outcome", "errors"),
     ("subject", "report", "environment"),
-    ("backends", "inputs"),
+    ("backends", "inputs", "latency"),
     ("compare", "branches"),
     ("plan",),
     ("memory",),
@@ -31,6 +32,7 @@ LAYERS = (
     ("draft",),
     ("counterexample",),
     ("judge",),
+    ("performance",),
     ("check",),
     ("conformance",),
     ("plugin",),
@@ -85,7 +87,7 @@ def test_imports_go_down(file: Path) -> None:
 @pytest.mark.parametrize("folder", ["report"])
 def test_report_knows_only_outcome(folder: str) -> None:
     for file in (PACKAGE / folder).glob("*.py"):
-        assert _imports(file) <= {"outcome", "errors", folder}
+        assert _imports(file) <= {"measured", "outcome", "errors", folder}
 
 
 def test_compare_does_not_know_how_inputs_are_made() -> None:
