@@ -18,6 +18,7 @@ from pytest_torchexport.subject.state import fingerprint, identical, parameters
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend
+    from pytest_torchexport.latency.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Policy:
     `search_budget` is in runs of the eager module, None for the default; `min_coverage` a fraction of the outcomes of
     all decisions; `user_code` as `subject.source.user_code` takes it.
 
+    `latency` is what the program may take in time and memory; with an empty `Budget()` it is measured and not judged,
+    with None not even that, and `latency_left_out` says why where there was something to measure. Only where a budget is
+    to `enforce` does an excess fail. `crowd` is the number of other processes that tests may run in at the same time.
+
     Raises:
         UsageError: device or dtype is no name.
     """
@@ -63,6 +68,10 @@ class Policy:
     search_budget: int | None = None
     min_coverage: float | None = None
     user_code: tuple[str, ...] = ()
+    latency: Budget | None = None
+    enforce: bool = True
+    crowd: int = 0
+    latency_left_out: str = ""
 
     def __post_init__(self) -> None:
         given: dict[str, object] = {"device": self.device, "dtype": self.dtype}
