@@ -50,8 +50,8 @@ class Policy:
     all decisions; `user_code` as `subject.source.user_code` takes it.
 
     `latency` is what the program may take in time and memory; with an empty `Budget()` it is measured and not judged,
-    with None not even that, and `latency_left_out` says why where there was something to measure. Only where a budget is
-    to `enforce` does an excess fail. `crowd` is the number of other processes that tests may run in at the same time.
+    with None not even that, and `latency_left_out` says why where there was something to measure. An excess fails only
+    with `enforce`. `crowd` is the number of other processes in which tests may run at the same time.
 
     Raises:
         UsageError: device or dtype is no name.
