@@ -7,6 +7,7 @@ A backend of your own subclasses `Backend`, is registered by entry point or `reg
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -122,9 +123,16 @@ class Exported(ABC):
         details: facts for the report, JSON-ready (graphs, breaks, provider, opset).
         optimizer: what rewrites the program for a call and not for `steps`, in words; empty if nothing does. Where
             every step agrees with eager and a call does not, the fault is there.
+        takes_host_arguments: whether the program takes arguments on the host where it runs on another device, and
+            copies them there and its results back by itself. Then a call that is bound to such arguments is timed
+            with both copies.
+        cold_start_note: what has to be known beside the times of its first calls, where `Backend.load_anew` made it:
+            caches that were off.
     """
 
     optimizer: ClassVar[str] = ""
+    takes_host_arguments: ClassVar[bool] = False
+    cold_start_note: str = ""
 
     suspicions: list[Suspicion]
     not_checked: list[NotChecked]
@@ -150,6 +158,27 @@ class Exported(ABC):
             NothingCompiled: the call ran, but not in the exported form.
             Exception: anything else is the exported program's own failure.
         """
+
+    def bound_call(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """A call with its arguments in place, to be timed: what is left is what the program costs where it is deployed.
+
+        All that is ours is done once, here: arguments are looked at, converted, put into the program's order and onto
+        its device. The result of such a call is thrown away; the work that ends in it is the program's whole work. On
+        an accelerator it may still be under way when the call returns: who times it waits for the device.
+
+        Args:
+            args: as for a call. They are the program's, which may change them in place again and again.
+            kwargs: as for a call.
+
+        Raises:
+            Exception: as a call, here or in the calls of what is returned.
+        """
+        return functools.partial(self, *args, **kwargs)
+
+    @property
+    def recompiles(self) -> int | None:
+        """How often something was compiled again since the example; None for a program that never does."""
+        return None
 
     def read_state(self) -> dict[str, Any] | None:
         """The program's state by qualified name (`bn.running_mean`), live tensors and Python values.
@@ -272,6 +301,21 @@ class Backend(ABC):
 
         Whatever is raised becomes the verdict `failed` at stage `load`.
         """
+
+    def load_anew(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
+        """The program as a new process would have it, as far as this one can: no earlier load is of use to it.
+
+        Its first calls are timed, so it has not been called. Arguments as for `load`, which is called where a backend
+        says nothing else. What `load` returned before has been closed.
+        """
+        return self.load(program, path, request)
+
+    def cold_start_variants(self) -> dict[str, Backend]:
+        """The options on which the first calls depend, each with the backend that has it changed, by its spelling.
+
+        Such a backend loads what this one has saved.
+        """
+        return {}
 
 
 def options_of(backend: Any) -> list[dataclasses.Field[Any]]:
