@@ -250,10 +250,11 @@ class _Story:
     def _make(self, snapshot: Snapshot, reference: Reference, directory: Path) -> Program:
         plan = self.plan
         grad_mode = plan.grad or reference.needs_grad_mode
-        exported, path = make(self.backend, plan, snapshot, directory, grad_mode=grad_mode, at=self.draft.at)
+        exported, saved = make(self.backend, plan, snapshot, directory, grad_mode=grad_mode, at=self.draft.at)
+        path = saved.path
         self.draft.facts |= {"artifact": path and str(path), "artifact_bytes": path and size_of(path)}
         self.draft.note(*exported.not_checked)
-        self.draft.made = Made(exported, grad_mode, reference.start)
+        self.draft.made = Made(exported, saved, grad_mode, reference.start)
         return Program(exported, plan, snapshot, reference, gradients=plan.grad and self.backend.gradients)
 
     def _run_all(self, program: Program, snapshot: Snapshot, reference: Reference) -> Outcome:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_torchexport.errors import ConventionError
     from pytest_torchexport.outcome import Divergence
     from pytest_torchexport.plan import Plan, Policy
+    from pytest_torchexport.program import Saved
     from pytest_torchexport.trials import Trial
 
 _LEAVES_KEPT = 20
@@ -78,9 +79,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Made:
-    """The exported program, whether autograd is on when it runs, and the state that eager starts from."""
+    """The exported program, what it was loaded from, whether autograd is on in a run, and the state eager starts from."""
 
     exported: Exported
+    saved: Saved
     grad: bool
     start: Mapping[str, Any]
 

@@ -189,3 +189,31 @@ def _paired(data: dict[str, Any]) -> Paired:
 
 def _times(data: dict[str, Any]) -> Times:
     return Times(**data | {"quantiles": tuple(data["quantiles"])})
+
+
+def seconds(value: float) -> str:
+    """A time in words, with three digits: `141 us`, `2.34 s`."""
+    for unit, scale in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3)):
+        if value < 999.5 * scale:
+            return f"{_digits(value / scale)} {unit}"
+    return f"{_digits(value)} s"
+
+
+def size(value: float) -> str:
+    """A size in words, with three digits: `12.3 MB`."""
+    for unit, scale in (("B", 1.0), ("kB", 1e3), ("MB", 1e6)):
+        if value < 999.5 * scale:
+            return f"{_digits(value / scale) if scale > 1 else round(value)} {unit}"
+    return f"{_digits(value / 1e9)} GB"
+
+
+def multiple(value: float) -> str:
+    """A ratio in words: `1.34x`."""
+    return f"{_digits(value)}x"
+
+
+def _digits(value: float) -> str:
+    """Three digits, without zeros that say nothing."""
+    if value >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,33 @@ if TYPE_CHECKING:
     from pytest_torchexport.trials import Reference, Trial
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What an export left: the program's file, or what else it is loaded from.
+
+    Attributes:
+        backend: who exported.
+        program: what it returned.
+        path: the file; None for a backend without one.
+        request: what was exported.
+    """
+
+    backend: Backend
+    program: Any
+    path: Path | None
+    request: ExportRequest
+
+    def load(self) -> Exported:
+        """The program, read back."""
+        with quiet():
+            return self.backend.load(self.program, self.path, self.request)
+
+    def load_anew(self, variant: Backend | None = None) -> Exported:
+        """The program as in a process that has not run it yet, perhaps under other options of its loading."""
+        with quiet():
+            return (variant or self.backend).load_anew(self.program, self.path, self.request)
+
+
 def make(
     backend: Backend,
     plan: Plan,
@@ -35,7 +63,7 @@ def make(
     *,
     grad_mode: bool,
     at: Callable[[Stage], AbstractContextManager[None]] = lambda _: nullcontext(),
-) -> tuple[Exported, Path | None]:
+) -> tuple[Exported, Saved]:
     """Export, save and load the model.
 
     Exporting may run the model: its state is put back before anything is saved, and afterwards.
@@ -49,7 +77,7 @@ def make(
         at: entered around each stage.
 
     Returns:
-        The loaded program, and the artifact's file if there is one.
+        The loaded program, and what it was loaded from.
 
     Raises:
         Exception: whatever the backend raises.
@@ -61,9 +89,9 @@ def make(
                 exported = backend.export(request)
             snapshot.restore()
             with at(Stage.SAVE), quiet():
-                path = backend.save(exported, directory)
-            with at(Stage.LOAD), quiet():
-                return backend.load(exported, path, request), path
+                saved = Saved(backend, exported, backend.save(exported, directory), request)
+            with at(Stage.LOAD):
+                return saved.load(), saved
         finally:
             snapshot.restore()
 

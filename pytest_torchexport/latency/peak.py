@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -39,7 +39,7 @@ class Peak:
         self._accelerator = _Accelerator(device) if device.type != "cpu" else None
         self._before: int | None = None
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> Self:
         give_back()
         if self._accelerator is not None:
             self._accelerator.begin()
