@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from pytest_torchexport.inputs.domain import booleans, floats, integers, optional, sampled_from
+    from pytest_torchexport.latency.budget import Budget
     from pytest_torchexport.outcome import (
         BranchCoverage,
         BranchOutcome,
@@ -57,6 +58,7 @@ _HOME = {
     ),
     "check": "assert_equivalent check",
     "compare.tolerance": "Tolerance",
+    "latency.budget": "Budget",
     "inputs.domain": "booleans floats integers optional sampled_from",
     "backends.base": "Backend Exported ExportRequest Recipe Structure Suspicion",
     "conformance": "check_backend",
@@ -75,6 +77,7 @@ __all__ = [
     "BackendUnavailable",
     "BranchCoverage",
     "BranchOutcome",
+    "Budget",
     "Cause",
     "Compile",
     "ConventionError",
