@@ -126,6 +126,8 @@ class Exported(ABC):
         takes_host_arguments: whether the program takes arguments on the host where it runs on another device, and
             copies them there and its results back by itself. Then a call that is bound to such arguments is timed
             with both copies.
+        load_seconds: what reading the program alone took, where `load` does more than its user would: it shares
+            weights, or reads what the report says. None where it does not.
         cold_start_note: what has to be known beside the times of its first calls, where `Backend.load_anew` made it:
             caches that were off.
     """
@@ -133,6 +135,7 @@ class Exported(ABC):
     optimizer: ClassVar[str] = ""
     takes_host_arguments: ClassVar[bool] = False
     cold_start_note: str = ""
+    load_seconds: float | None = None
 
     suspicions: list[Suspicion]
     not_checked: list[NotChecked]

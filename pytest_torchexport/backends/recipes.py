@@ -23,14 +23,20 @@ def free_text(text: str) -> str:
     return re.sub(r'"(?="|$)', r"\"", line.replace("\\", "\\\\"))
 
 
-def torchscript(*, optimize: bool) -> str:
-    """The source that loads a TorchScript file; `optimize` runs `torch.jit.optimize_for_inference` on it."""
+def torchscript(*, optimize: bool, profiling: bool) -> str:
+    """The source that loads a TorchScript file.
+
+    Args:
+        optimize: run `torch.jit.optimize_for_inference` on it.
+        profiling: whether the executor profiles the first calls.
+    """
     made = "torch.jit.load(path, map_location=device)"
     made = f"torch.jit.optimize_for_inference({made})" if optimize else made
+    setting = "" if profiling else "    torch._C._jit_set_profiling_mode(False)\n"
     return f'''
 def load(path, device):
     """The TorchScript program."""
-    return {made}
+{setting}    return {made}
 '''
 
 

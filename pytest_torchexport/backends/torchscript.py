@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import time
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -49,11 +51,6 @@ class _Program:
     constants: tuple[str, ...] = ()
     owner: str = ""
 
-    def call(self, loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The loaded program's output for a call of the model."""
-        arranged, keywords = self.arrange(args, kwargs, checked=True)
-        return loaded(*arranged, **keywords)
-
 
 def _as_given(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, checked: bool) -> _Arranged:
     del checked
@@ -91,21 +88,24 @@ class _ScriptExported(Exported):
     they could be given to the engine, so a program that has changed one is loaded anew.
 
     Args:
-        load: reads the program back.
+        load: reads the program back, and gives the seconds that this took beside it.
         program: what was saved.
+        profiling: whether the executor profiles the first calls.
         recipe: source that reads it back.
     """
 
     optimizer: ClassVar[str] = "TorchScript's graph executor, which fuses and folds"
 
-    def __init__(self, load: Callable[[], Any], program: _Program, recipe: str) -> None:
+    def __init__(
+        self, load: Callable[[], tuple[Any, float]], program: _Program, *, profiling: bool, recipe: str
+    ) -> None:
         super().__init__()
         self._recipe = recipe
         self._arrange = program.arrange
         self._load = load
-        self._loaded = load()
+        self._loaded, self.load_seconds = load()
+        self._planned = self._profiling = profiling
         self._constants = _constants(self._loaded)
-        self._call = program.call
         self._prefix = f"{program.owner}." if program.owner else ""
         self.suspicions = program.suspicions
         if program.constants:
@@ -114,6 +114,28 @@ class _ScriptExported(Exported):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(self._loaded, args, kwargs)
+
+    def _call(self, loaded: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        arranged, keywords = self._arrange(args, kwargs, checked=True)
+        with contextlib.nullcontext() if self._profiling else without_profiling():
+            return loaded(*arranged, **keywords)
+
+    def bound_call(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        arranged, keywords = self._arrange(args, kwargs, checked=True)
+        call: Callable[[], Any] = functools.partial(self._loaded, *arranged, **keywords)
+        if self._planned:
+            return call
+
+        def planned_first() -> Any:
+            if self._planned:
+                return call()
+            with without_profiling():
+                output = call()
+            # A plan that was made without profiling stays: the later calls have nothing to switch.
+            self._planned = True
+            return output
+
+        return planned_first
 
     def read_state(self) -> dict[str, Any] | None:
         if not isinstance(self._loaded, torch.jit.ScriptModule):
@@ -128,7 +150,8 @@ class _ScriptExported(Exported):
 
     def reset(self) -> None:
         if any(tensor._version != version for tensor, version in self._constants):
-            self._loaded = self._load()
+            self._loaded, _ = self._load()
+            self._planned = self._profiling
             self._constants = _constants(self._loaded)
 
     def parameters(self) -> dict[str, torch.Tensor] | None:
@@ -154,6 +177,16 @@ class _ScriptExported(Exported):
         return Recipe(self._recipe + recipes.module_state(self._prefix), arranged, plain=True)
 
 
+@contextlib.contextmanager
+def without_profiling() -> Iterator[None]:
+    """TorchScript plans what is called for the first time without profiling it; the setting is the whole process's."""
+    before = torch._C._jit_set_profiling_mode(False)  # noqa: FBT003 it takes no keyword
+    try:
+        yield
+    finally:
+        torch._C._jit_set_profiling_mode(before)
+
+
 def _constants(loaded: Any) -> list[tuple[torch.Tensor, int]]:
     """The tensors that a program holds as constants, each with the number of writes to it so far."""
     graph = getattr(loaded, "inlined_graph", None)
@@ -169,6 +202,10 @@ class _TorchScript(Backend):
     Args:
         freeze: run `torch.jit.freeze`: parameters and attributes become constants.
         optimize_for_inference: run `torch.jit.optimize_for_inference`, which freezes too.
+        profiling: let TorchScript's executor watch the first call and specialise the graph in the second, as it does
+            unless it is told otherwise. False runs the program as a deployment does that starts with
+            `torch::jit::getProfilingMode() = false` (C++) or `torch._C._jit_set_profiling_mode(False)` (Python): the
+            graph is planned once, in the first call, and not fused.
     """
 
     structure: ClassVar[Structure] = Structure.SCRIPT
@@ -176,10 +213,12 @@ class _TorchScript(Backend):
 
     freeze: bool = False
     optimize_for_inference: bool = False
+    profiling: bool = True
 
     def __post_init__(self) -> None:
         choose("freeze", self.freeze, (True, False))
         choose("optimize_for_inference", self.optimize_for_inference, (True, False))
+        choose("profiling", self.profiling, (True, False))
 
     def save(self, program: _Program, directory: Path) -> Path | None:
         """Write `model.pt` with `torch.jit.save`."""
@@ -192,17 +231,24 @@ class _TorchScript(Backend):
     def load(self, program: _Program, path: Path | None, request: ExportRequest) -> Exported:
         """Read `model.pt` back; its parameters become views of the model's own where they have the same bits."""
 
-        def loaded() -> Any:
+        def loaded() -> tuple[Any, float]:
+            begun = time.perf_counter()
             with capture():
                 read: Any = torch.jit.load(str(path), map_location=request.device)  # type: ignore[no-untyped-call]
                 if self.optimize_for_inference:
                     # Its operators cannot be serialised: what is saved is frozen, and optimised where it is loaded.
                     read = torch.jit.optimize_for_inference(read)
+            seconds = time.perf_counter() - begun
             if isinstance(request.model, torch.nn.Module) and isinstance(read, torch.nn.Module):
                 share_parameters(read, request.model, prefix=program.owner)
-            return read
+            return read, seconds
 
-        return _ScriptExported(loaded, program, recipes.torchscript(optimize=self.optimize_for_inference))
+        recipe = recipes.torchscript(optimize=self.optimize_for_inference, profiling=self.profiling)
+        return _ScriptExported(loaded, program, profiling=self.profiling, recipe=recipe)
+
+    def cold_start_variants(self) -> dict[str, Backend]:
+        """The same file under an executor that profiles, or does not."""
+        return {f"profiling={not self.profiling}": replace(self, profiling=not self.profiling)}
 
     def _finish(self, scripted: Any) -> Any:
         if self.freeze or self.optimize_for_inference:
