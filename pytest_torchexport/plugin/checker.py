@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,14 +14,16 @@ from pytest_torchexport.outcome import Outcome, Verdict
 from pytest_torchexport.plugin import matrix, transport
 from pytest_torchexport.plugin.matrix import COMMAND_LINE
 from pytest_torchexport.plugin.output import ignore_output, keep_in, memory
+from pytest_torchexport.plugin.progress import column
 from pytest_torchexport.plugin.stash import RUN, STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from contextlib import ExitStack
+    from contextlib import AbstractContextManager, ExitStack
 
     from pytest_torchexport.backends.base import Exported
     from pytest_torchexport.check import Policy, Surroundings
+    from pytest_torchexport.outcome import Stage
     from pytest_torchexport.plugin.matrix import Cell
 
 
@@ -144,7 +147,8 @@ class ExportCheck:
         subject["inputs"] = (changed if changed is not None else domains) or None
         surroundings = self._surroundings()
         try:
-            outcome = run(Subject(**subject), self._policy(), surroundings)
+            with self._shown():
+                outcome = run(Subject(**subject), self._policy(), surroundings)
         except UsageError as error:
             return None, str(error)
         ignore_output(self._item.config.stash[RUN], surroundings.keep_in)
@@ -189,12 +193,24 @@ class ExportCheck:
             directory=None,
             test=transport.test_id(item),
             origin=origin,
-            on_stage=lambda stage: transport.note_stage(item, stage),
+            on_stage=self._enter,
             keep_in=keep_in(run, transport.test_id(item)),
             # An expected failure is none.
             keep="off" if self._cell.xfail and artifacts == "retain-on-failure" else artifacts,
             memory=memory(item.config),
         )
+
+    def _enter(self, stage: Stage) -> None:
+        transport.note_stage(self._item, stage)
+        progress = self._item.config.stash[RUN].progress
+        if progress is not None:
+            progress.enter(stage)
+
+    def _shown(self) -> AbstractContextManager[None]:
+        """Around the check, for somebody who waits for it at a terminal."""
+        config = self._item.config
+        progress = config.stash[RUN].progress
+        return nullcontext() if progress is None else progress.during(self._cell.id, column(config))
 
     def _missing(self, message: str) -> NoReturn:
         """End the test whose backend or device is not here: as a failure if it was asked for, else as a skip."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,6 +51,13 @@ class Reporter:
         from pytest_torchexport.plugin import terminal
 
         return terminal.collected(ours)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Make ready to show what a long check is doing, if somebody looks at a terminal."""
+        if sys.stdout.isatty() and any(marks.is_marked(item) for item in session.items):
+            from pytest_torchexport.plugin.progress import open_progress
+
+            self._run.progress = open_progress(self._config)
 
     @pytest.hookimpl(tryfirst=True)  # before JUnit and other writers see the full record
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_torchexport.check import ReferenceStore
+    from pytest_torchexport.plugin.progress import Progress
     from pytest_torchexport.plugin.settings import Settings
 
 PROPERTY = "torchexport"
@@ -35,6 +36,7 @@ class Run:
         references: eager results that the items of a test share, by the test's id.
         seeded: an item is being run whose random numbers must not depend on what ran before it.
         collect_garbage: a failed item may still hold memory of an accelerator.
+        progress: shows what a long check is doing; None where nobody would see it.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -48,6 +50,7 @@ class Run:
         self.references: dict[str, ReferenceStore] = {}
         self.seeded = False
         self.collect_garbage = False
+        self.progress: Progress | None = None
 
     @cached_property
     def settings(self) -> Settings:
