@@ -166,8 +166,8 @@ class Exported(ABC):
         """A call with its arguments in place, to be timed: what is left is what the program costs where it is deployed.
 
         All that is ours is done once, here: arguments are looked at, converted, put into the program's order and onto
-        its device. The result of such a call is thrown away; the work that ends in it is the program's whole work. On
-        an accelerator it may still be under way when the call returns: who times it waits for the device.
+        its device. A timing throws the result away; the work that ends in it is the program's whole work. On an
+        accelerator it may still be under way when the call returns: who times it waits for the device.
 
         Args:
             args: as for a call. They are the program's, which may change them in place again and again.
@@ -177,6 +177,13 @@ class Exported(ABC):
             Exception: as a call, here or in the calls of what is returned.
         """
         return functools.partial(self, *args, **kwargs)
+
+    def bound_output(self, result: Any) -> Any:
+        """What a bound call has returned, as a call would return it; never timed, and asked for before the next call.
+
+        For a program whose results need work that a deployment would not do: they are given out as they are.
+        """
+        return result
 
     @property
     def recompiles(self) -> int | None:

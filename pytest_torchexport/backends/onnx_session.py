@@ -6,25 +6,33 @@ written beside the file; from then on the file and that table are all that is ru
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import importlib.util
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 
 from pytest_torchexport.backends.base import Exported, ExportRequest, FlatOutput, Recipe
 from pytest_torchexport.backends.convention import Convention
 from pytest_torchexport.backends.onnx_recipe import onnx_recipe
 from pytest_torchexport.backends.onnx_steps import ModuleNames, WatchedGraph
+from pytest_torchexport.backends.onnx_values import (
+    bound_results,
+    bound_run,
+    from_numpy,
+    ort_value,
+    tensor_of,
+    to_numpy,
+)
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.call import Call, positional_names
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_torchexport.backends.base import Step
@@ -32,28 +40,6 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'pytest-torchexport[onnx]'"
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-# Number of the element type in an ONNX file, and the type whose bits numpy can hold in its place.
-_TYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
-    torch.float32: (1, torch.int32),
-    torch.uint8: (2, torch.uint8),
-    torch.int8: (3, torch.int8),
-    torch.uint16: (4, torch.int16),
-    torch.int16: (5, torch.int16),
-    torch.int32: (6, torch.int32),
-    torch.int64: (7, torch.int64),
-    torch.bool: (9, torch.uint8),
-    torch.float16: (10, torch.int16),
-    torch.float64: (11, torch.int64),
-    torch.uint32: (12, torch.int32),
-    torch.uint64: (13, torch.int64),
-    torch.bfloat16: (16, torch.int16),
-    torch.float8_e4m3fn: (17, torch.uint8),
-    torch.float8_e4m3fnuz: (18, torch.uint8),
-    torch.float8_e5m2: (19, torch.uint8),
-    torch.float8_e5m2fnuz: (20, torch.uint8),
-}
-_DTYPE = {number: dtype for dtype, (number, _) in _TYPES.items()}
 
 # How ONNX Runtime spells the element types that a Python number can be given as.
 _NUMBERS = {
@@ -155,6 +141,7 @@ class OnnxProgram(Exported):
     """
 
     optimizer: ClassVar[str] = "ONNX Runtime's graph optimiser"
+    takes_host_arguments: ClassVar[bool] = True
 
     def __init__(self, path: Path, request: ExportRequest, provider: str | None, example: Call | None = None) -> None:
         super().__init__()
@@ -164,7 +151,9 @@ class OnnxProgram(Exported):
         self._interface = Interface.read(path)
         self._provider = provider or _PROVIDERS[request.device.type]
         self._path = path
+        begun = time.perf_counter()
         self._session = _open(path, request.device, self._provider)
+        self.load_seconds = time.perf_counter() - begun
         self._types = {one.name: one.type for one in self._session.get_inputs()}
         self._outputs = self._session.get_outputs()
         given = leaves(self._model, example)
@@ -203,18 +192,39 @@ class OnnxProgram(Exported):
             ConventionError: an argument differs from what the export fixed, or is missing.
         """
         feeds = {name: self._feed(value, name) for name, value in self._given(args, kwargs).items()}
-        if self._interface.sequences or any(one.type.startswith("seq(") for one in self._outputs):
-            # Only the plain call can carry sequences.
-            plain = {name: _numpy(value) for name, value in feeds.items()}
-            results = [_from_numpy(value, self._device) for value in self._session.run(None, plain)]
+        if self._has_sequences:
+            plain = {name: to_numpy(value) for name, value in feeds.items()}
+            results = [from_numpy(value, self._device) for value in self._session.run(None, plain)]
         else:
-            values = {name: _ort_value(value) for name, value in feeds.items()}
-            results = [_tensor(value, self._device) for value in self._session.run_with_ort_values(None, values)]
+            values = {name: ort_value(value) for name, value in feeds.items()}
+            results = [tensor_of(value, self._device) for value in self._session.run_with_ort_values(None, values)]
+        return self._as_flat(results)
+
+    @property
+    def _has_sequences(self) -> bool:
+        """Whether a value of the graph's inputs or outputs is a sequence, which only the plain call can carry."""
+        return bool(self._interface.sequences) or any(one.type.startswith("seq(") for one in self._outputs)
+
+    def _as_flat(self, results: Iterable[Any]) -> FlatOutput:
+        results = list(results)
         kinds = self._interface.outputs or ["tensor"] * len(results)
         named: dict[str, Any] = {}
         for one, result, kind in zip(self._outputs, results, kinds, strict=True):
             named[_unused(one.name, named)] = _as_eager(result, kind)
         return FlatOutput(named)
+
+    def bound_call(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """A run with bound inputs and outputs; of a graph with sequences, a plain run of inputs on the host."""
+        feeds = {name: self._feed(value, name) for name, value in self._given(args, kwargs).items()}
+        if self._has_sequences:
+            return functools.partial(self._session.run, None, {name: to_numpy(value) for name, value in feeds.items()})
+        return bound_run(self._session, feeds, self._device)
+
+    def bound_output(self, result: Any) -> FlatOutput:
+        """The outputs of a bound run as a call gives them."""
+        if self._has_sequences:
+            return self._as_flat(from_numpy(value, self._device) for value in result)
+        return self._as_flat(bound_results(result, [one.name for one in self._outputs], self._device))
 
     def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, checked: bool = True) -> dict[str, Any]:
         """The values of the graph's inputs by name, as the call has them."""
@@ -252,10 +262,10 @@ class OnnxProgram(Exported):
     def _values(self, session: Any, names: list[str], feeds: Mapping[str, Any]) -> Iterable[torch.Tensor]:
         """Run a session; the outputs that are named, as they are asked for."""
         if self._interface.sequences:
-            plain = {name: _numpy(value) for name, value in feeds.items()}
-            return (_from_numpy(value, self._device) for value in session.run(names, plain))
-        values = {name: _ort_value(value) for name, value in feeds.items()}
-        return (_tensor(value, self._device) for value in session.run_with_ort_values(names, values))
+            plain = {name: to_numpy(value) for name, value in feeds.items()}
+            return (from_numpy(value, self._device) for value in session.run(names, plain))
+        values = {name: ort_value(value) for name, value in feeds.items()}
+        return (tensor_of(value, self._device) for value in session.run_with_ort_values(names, values))
 
     def reproduction(self, calls: Sequence[Call], folder: Path) -> Recipe:
         """Open the file in a session like this one, and feed it by the names of the graph's inputs."""
@@ -290,32 +300,6 @@ def _as_eager(result: Any, kind: str) -> Any:
     if kind == "number":
         return result.item()
     return torch.view_as_complex(result.contiguous()) if kind == "complex" else result
-
-
-def _ort_value(tensor: torch.Tensor) -> Any:
-    import onnxruntime  # noqa: PLC0415 - an extra
-
-    number, bits = _TYPES[tensor.dtype]
-    held = tensor.cpu().contiguous().view(bits).numpy()
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(held, number)
-
-
-def _tensor(value: Any, device: torch.device) -> torch.Tensor:
-    """A copy of an output: byte by byte, since numpy does not know every element type."""
-    dtype, shape = _DTYPE[value.element_type()], list(value.shape())
-    tensor = torch.empty(shape, dtype=dtype)
-    ctypes.memmove(tensor.data_ptr(), value.data_ptr(), tensor.nbytes)
-    return tensor.to(device)
-
-
-def _numpy(value: Any) -> Any:
-    return [_numpy(part) for part in value] if isinstance(value, list) else value.cpu().contiguous().numpy()
-
-
-def _from_numpy(value: Any, device: torch.device) -> Any:
-    if isinstance(value, list):
-        return [_from_numpy(part, device) for part in value]
-    return torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape).to(device)
 
 
 def _provider_options(provider: str, device: torch.device) -> dict[str, str]:
