@@ -1,4 +1,4 @@
-"""The story of one check, top to bottom: reference, export, save, load, run, compare, diagnose."""
+"""The story of one check, top to bottom: reference, export, save, load, run, compare, diagnose, measure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_torchexport import environment
+from pytest_torchexport.backends.item_names import names_of
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.counterexample import remember, shrunk, simplest
 from pytest_torchexport.diagnose.baked import Baked, Failing, find_baked
@@ -30,8 +31,10 @@ from pytest_torchexport.errors import (
     UsageError,
 )
 from pytest_torchexport.judge import Judge, Unjudged, check_names
+from pytest_torchexport.latency.budget import budget_of
 from pytest_torchexport.localize.first_difference import localize
 from pytest_torchexport.outcome import Divergence, Input, NotChecked, Outcome, Stage, Verdict
+from pytest_torchexport.performance.stage import Measurement, check_inputs
 from pytest_torchexport.plan import Plan, Policy, Subject, make_plan
 from pytest_torchexport.program import Program, make
 from pytest_torchexport.reference import ReferenceStore
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.backends.base import Backend, Exported
     from pytest_torchexport.compare.tolerance import Given
+    from pytest_torchexport.latency.budget import Budget
+    from pytest_torchexport.latency.budget import Given as GivenBudget
     from pytest_torchexport.trials import Reference, Trial
 
 __all__ = [
@@ -75,6 +80,7 @@ def check(
     n_inputs: int = 10,
     seed: int = 0,
     grad: bool = False,
+    latency: GivenBudget = None,
     branches: str = "search",
     search_budget: int | None = None,
     min_coverage: float | None = None,
@@ -103,6 +109,8 @@ def check(
         n_inputs: number of generated inputs.
         seed: the same seed gives the same inputs.
         grad: compare the gradients of parameters and floating arguments too.
+        latency: what the program may take in time and memory: `"1.2x"` (times eager), `"5ms"`, a `Budget`, or a dict of
+            such by backend and device. An empty `Budget()` is measured and not judged; with None nothing is measured.
         branches: `search` for inputs that take the branches which the example does not; `observe` only which ones the
             other inputs take; or `off`.
         search_budget: how many runs of the eager module the search may use; None for the default.
@@ -133,8 +141,16 @@ def check(
         search_budget=search_budget,
         min_coverage=min_coverage,
         user_code=user_code,
+        latency=_budget(latency, backend, device, dtype),
     )
     return run(subject, policy, Surroundings())
+
+
+def _budget(given: GivenBudget, backend: str | Backend, device: str, dtype: str | None) -> Budget | None:
+    if given is None:
+        return None
+    made = make_backend(backend)
+    return budget_of(given, names_of(made.name, made.id, device, dtype))
 
 
 def assert_equivalent(model: Callable[..., Any], args: Any = (), kwargs: Any = None, **options: Any) -> Outcome:
@@ -233,6 +249,7 @@ class _Story:
         if reference.invalid is not None:
             return self.draft.kept(self.draft.outcome(Verdict.INVALID, reference.invalid))
         check_names(plan, reference)
+        check_inputs(self.policy.latency, reference)
         try:
             program = self._make(snapshot, reference, directory)
         except BackendUnavailable as error:
@@ -245,7 +262,10 @@ class _Story:
             outcome = self.draft.unstable(str(drift))
         finally:
             program.close()
-        return self.draft.kept(self.draft.writes_parameters(marks) or outcome)
+        outcome = self.draft.writes_parameters(marks) or outcome
+        if outcome.verdict is Verdict.EQUIVALENT:
+            outcome = self._measure(outcome, program, snapshot, reference)
+        return self.draft.kept(outcome)
 
     def _make(self, snapshot: Snapshot, reference: Reference, directory: Path) -> Program:
         plan = self.plan
@@ -305,6 +325,21 @@ class _Story:
             too_few = coverage and below_minimum(coverage, self.policy.min_coverage)
             return self.draft.outcome(Verdict.INVALID, too_few) if too_few else self.draft.equivalent()
         return self._not_equivalent(judge, failures, agreeing)
+
+    def _measure(self, outcome: Outcome, program: Program, snapshot: Snapshot, reference: Reference) -> Outcome:
+        """Hold the equivalent program against its budget of time and memory, if anything is to be measured."""
+        budget, made = self.policy.latency, self.draft.made
+        if budget is None or made is None:
+            return outcome
+        measurement = Measurement(
+            *(self.plan, self.policy, made.saved, snapshot, reference, self.draft), program.exported.recompiles
+        )
+        with self.draft.at(Stage.LATENCY):
+            try:
+                performance = measurement.measure(budget)
+            except Exception as error:  # noqa: BLE001 it ran when it was compared: what fails is the measurement
+                return self.draft.not_measured(error)
+        return self.draft.measured(performance)
 
     def _make_sure(
         self,

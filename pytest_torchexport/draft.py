@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_torchexport.backends.base import Backend, FlatOutput
 from pytest_torchexport.diagnose.cause import Attribution, Finding
-from pytest_torchexport.explain import figures, message
+from pytest_torchexport.explain import figures, message, speed
 from pytest_torchexport.explain.refusal import explain, say
 from pytest_torchexport.explain.remedy import TOO_CHAOTIC, Failed, what_to_do
+from pytest_torchexport.measured import Standing
 from pytest_torchexport.memory import Memory
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.reference import ReferenceStore
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.backends.base import Exported
     from pytest_torchexport.errors import ConventionError
+    from pytest_torchexport.measured import Performance
     from pytest_torchexport.outcome import Divergence
     from pytest_torchexport.plan import Plan, Policy
     from pytest_torchexport.program import Saved
@@ -79,7 +81,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Made:
-    """The exported program, what it was loaded from, whether autograd is on in a run, and the state eager starts from."""
+    """The exported program, what it was loaded from, whether autograd is on when it runs, and eager's starting state."""
 
     exported: Exported
     saved: Saved
@@ -143,6 +145,26 @@ class Draft:
         counts = f"{_number(self.compared, 'comparison')} on {_number(len(self.inputs), 'input')}"
         head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.EQUIVALENT, counts)
         return self.outcome(Verdict.EQUIVALENT, head)
+
+    def measured(self, performance: Performance) -> Outcome:
+        """The outcome of an equivalent program whose speed was measured: within its budget, over it, or undecided."""
+        self.facts["performance"] = performance
+        for one in performance.judged:
+            if one.standing is Standing.NOT_CHECKED:
+                self.note(NotChecked(f"{one.name} budget {one.budget}", one.why))
+        for standing, verdict in ((Standing.OVER, Verdict.OVER_BUDGET), (Standing.INCONCLUSIVE, Verdict.INCONCLUSIVE)):
+            found = [one for one in performance.judged if one.standing is standing]
+            if found and performance.enforced:
+                head = message.headline(
+                    self._model, self.backend.id, self.policy.device, verdict, speed.headline(found[0])
+                )
+                return self.outcome(verdict, "\n".join([head, *speed.told(performance)]))
+        return self.equivalent()
+
+    def not_measured(self, error: Exception) -> Outcome:
+        """The outcome of an equivalent program that could not be timed."""
+        self.note(NotChecked("its speed", f"timing it raises {message.first_sentence(say(error))}"))
+        return self.equivalent()
 
     def unstable(self, where: str) -> Outcome:
         """The outcome where eager does not repeat its own result."""

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pytest_torchexport.latency.budget import FIRST_CALLS
 from pytest_torchexport.latency.measure import first_calls
 from pytest_torchexport.latency.peak import Peak
 from pytest_torchexport.latency.settle import settled_after
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from pytest_torchexport.performance.sides import Sides
     from pytest_torchexport.program import Saved
     from pytest_torchexport.trials import Trial
-
-CALLS = 20
-"""First calls that are timed, each by itself."""
 
 
 @dataclass
@@ -48,7 +46,7 @@ class Starts:
     def program(self) -> Iterator[Exported]:
         """The program after its first calls, which are timed; closed again at the end."""
         with Peak(self.sides.plan.device) as peak:
-            exported, start = self._begin(None, CALLS)
+            exported, start = self._begin(None, FIRST_CALLS)
         try:
             self.own.append(start)
             self.memory.append(PeakMemory(host=peak.host, device=peak.device, note=peak.why))
@@ -56,7 +54,7 @@ class Starts:
         finally:
             exported.close()
 
-    def again(self, calls: int = CALLS) -> ColdStart:
+    def again(self, calls: int = FIRST_CALLS) -> ColdStart:
         """One more start, with fewer calls where only the first is in doubt."""
         with Peak(self.sides.plan.device) as peak:
             exported, start = self._begin(None, calls)
@@ -69,7 +67,7 @@ class Starts:
         """A start under each option that changes the first calls."""
         found = []
         for name, variant in self.saved.backend.cold_start_variants().items():
-            exported, start = self._begin(variant, CALLS)
+            exported, start = self._begin(variant, FIRST_CALLS)
             exported.close()
             found.append(replace(start, variant=name))
         return found
@@ -80,7 +78,7 @@ class Starts:
         loaded = time.perf_counter() - begun
         try:
             side = self.sides.exported(self.example, exported)
-            times = first_calls(side, self.sides.plan.device, calls)
+            times = first_calls(side, device=self.sides.plan.device, count=calls)
         except BaseException:
             exported.close()
             raise

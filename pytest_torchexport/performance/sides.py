@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from pytest_torchexport.subject.state import identical
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from pytest_torchexport.backends.base import Exported
     from pytest_torchexport.plan import Plan
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_torchexport.subject.state import Snapshot
     from pytest_torchexport.trials import Reference, Trial
 
-MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "inference mode": torch.inference_mode,
     "no_grad": torch.no_grad,
     "autograd": torch.enable_grad,
@@ -73,14 +73,8 @@ class Sides:
             self._starts_anew[id(trial)] = self._has_to_start_anew(trial)
         if not self._starts_anew[id(trial)]:
             return Side(self._bound(trial.calls[0], program))
-        made: list[Callable[[], Any]] = []
-
-        def before() -> None:
-            start()
-            made[:] = [self._bound(trial.calls[0], program)]
-
-        before()
-        return Side(lambda: made[0](), before)
+        fresh = _Fresh(start, functools.partial(self._bound, trial.calls[0], program))
+        return Side(fresh.call, fresh.before)
 
     def _bound(self, call: Call, program: Callable[..., Any]) -> Callable[[], Any]:
         """A call of the program with its own copy of the arguments."""
@@ -121,3 +115,20 @@ class Sides:
     @property
     def _with_copies(self) -> bool:
         return self.copies and self.plan.device.type != "cpu"
+
+
+class _Fresh:
+    """A call that is bound anew each time, from the same start."""
+
+    def __init__(self, start: Callable[[], Any], bind: Callable[[], Callable[[], Any]]) -> None:
+        self._start, self._bind = start, bind
+        self._bound = bind()
+
+    def before(self) -> None:
+        """Back to the start, with arguments that nobody has changed."""
+        self._start()
+        self._bound = self._bind()
+
+    def call(self) -> Any:
+        """One call."""
+        return self._bound()
