@@ -6,11 +6,13 @@ import json
 import os
 import platform
 import sys
+from datetime import UTC, datetime
 from importlib import metadata, resources
 from typing import TYPE_CHECKING, Any
 
 import pytest_torchexport
 from pytest_torchexport.outcome import SCHEMA
+from pytest_torchexport.report.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +33,7 @@ def document(outcomes: Sequence[dict[str, Any]], machine: dict[str, Any]) -> dic
         "schema": SCHEMA,
         "tool": {"name": "pytest-torchexport", "version": pytest_torchexport.__version__},
         "versions": versions(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "outcomes": list(outcomes),
     }
@@ -63,15 +66,9 @@ def write(path: Path, report: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1, default=str)
-            file.write("\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(path) as file:
+        json.dump(report, file, indent=1, default=str)
+        file.write("\n")
 
 
 def schema() -> dict[str, Any]:
