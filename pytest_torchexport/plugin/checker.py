@@ -210,7 +210,9 @@ class ExportCheck:
         """Around the check, for somebody who waits for it at a terminal."""
         config = self._item.config
         progress = config.stash[RUN].progress
-        return nullcontext() if progress is None else progress.during(self._cell.id, column(config))
+        if progress is None:
+            return nullcontext()
+        return progress.during(self._cell.id, column(config), searches=self._cell.branches == "search")
 
     def _missing(self, message: str) -> NoReturn:
         """End the test whose backend or device is not here: as a failure if it was asked for, else as a skip."""
