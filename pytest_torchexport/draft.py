@@ -81,7 +81,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Made:
-    """The exported program, what it was loaded from, whether autograd is on when it runs, and eager's starting state."""
+    """The exported program, what it was loaded from, whether autograd is on, and eager's starting state."""
 
     exported: Exported
     saved: Saved
