@@ -29,12 +29,13 @@ LEAST_ROOM = 20
 
 _TIMING = "timing"
 _WORDS = {
-    Stage.REFERENCE: "eager and branch search",
+    Stage.REFERENCE: "eager",
     # Two stages that take turns for each input.
     Stage.RUN: "run and comparison",
     Stage.COMPARE: "run and comparison",
     Stage.LATENCY: _TIMING,
 }
+_SEARCH = "eager and branch search"
 _SAVE, _ERASE, _RESTORE = "\x1b7", "\x1b[K", "\x1b8"
 
 
@@ -90,19 +91,21 @@ class Progress:
         self._running = False
         self._shown = False
         self._broken = False
+        self._searches = False
         self._name = self._word = ""
         self._column = 0
         self._begun = self._since = 0.0
 
     @contextmanager
-    def during(self, name: str, column: int) -> Iterator[None]:
+    def during(self, name: str, column: int, *, searches: bool) -> Iterator[None]:
         """Around one check.
 
         Args:
             name: of the cell, `onnx-cpu`.
             column: where the cursor is, from 0.
+            searches: whether inputs for other branches are searched for.
         """
-        self.begin(name, column)
+        self.begin(name, column, searches=searches)
         watcher = threading.Thread(target=self._watch, name="torchexport-progress", daemon=True)
         try:
             watcher.start()
@@ -116,16 +119,17 @@ class Progress:
             self.end()
             watcher.join()
 
-    def begin(self, name: str, column: int) -> None:
+    def begin(self, name: str, column: int, *, searches: bool) -> None:
         """A check begins; nothing is shown yet."""
         with self._changed:
+            self._searches = searches
             self._name, self._word, self._column = name, "", column
             self._begun = self._since = self._clock()
             self._running = not self._broken
 
     def enter(self, stage: Stage) -> None:
         """The check comes to a stage."""
-        word = _WORDS.get(stage, stage.value)
+        word = _SEARCH if stage is Stage.REFERENCE and self._searches else _WORDS.get(stage, stage.value)
         with self._changed:
             if self._running and word != self._word:
                 self._word, self._since = word, self._clock()
