@@ -9,12 +9,16 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
 RUN = 5
 """Calls in a row that a settled series begins with."""
 LATE = 0.1
 """The part of the calls after these that may still be slow: interrupts are no warm-up."""
 FALL = 0.05
-"""Times that fall by less than this have settled."""
+"""Times that fall by less than this have settled, where more of them are coming."""
+CLEAR_FALL = 0.1
+"""The same for a short series that is all there is: noise must not look like a slow start."""
 
 
 def settled_after(times: Sequence[float]) -> int | None:
@@ -41,12 +45,13 @@ def settled_after(times: Sequence[float]) -> int | None:
     slow = series > limit
     for start in range(len(series) - RUN + 1):
         rest = len(series) - start
-        if not slow[start : start + RUN].any() and slow[start:].sum() <= max(1, LATE * rest):
-            return start if not falls(series[start:], windows=2, by=0.1) else None
+        few_slow = not slow[start : start + RUN].any() and slow[start:].sum() <= max(1, LATE * rest)
+        if few_slow and not falls(series[start:], windows=2, by=CLEAR_FALL):
+            return start
     return None
 
 
-def falls(times: Sequence[float] | np.ndarray, *, windows: int = 3, by: float = FALL) -> bool:
+def falls(times: Sequence[float] | NDArray[np.float64], *, windows: int = 3, by: float = FALL) -> bool:
     """Whether the times still fall at the end of a series: by a relevant part, and by more than noise explains.
 
     The last window is compared with the one before it, by their medians and by the rank sum of Mann and Whitney.
