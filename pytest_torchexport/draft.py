@@ -162,9 +162,14 @@ class Draft:
         return self.equivalent()
 
     def not_measured(self, error: Exception) -> Outcome:
-        """The outcome of an equivalent program that could not be timed."""
-        self.note(NotChecked("its speed", f"timing it raises {message.first_sentence(say(error))}"))
-        return self.equivalent()
+        """The outcome of an equivalent program that could not be timed: whether it keeps its budget is not known."""
+        why = f"to time it raises {type(error).__name__}: {message.first_sentence(say(error))}"
+        self.note(NotChecked("its speed", why))
+        if self.policy.latency is None or not self.policy.latency.limits or not self.policy.enforce:
+            return self.equivalent()
+        rest = f"the budget {self.policy.latency} could not be checked, {why}"
+        head = message.headline(self._model, self.backend.id, self.policy.device, Verdict.INCONCLUSIVE, rest)
+        return self.outcome(Verdict.INCONCLUSIVE, head)
 
     def unstable(self, where: str) -> Outcome:
         """The outcome where eager does not repeat its own result."""

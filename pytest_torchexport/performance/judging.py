@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pytest_torchexport.latency.budget import FIRST_CALLS
 from pytest_torchexport.latency.decide import JUDGES
 from pytest_torchexport.measured import Judged, Standing, multiple, seconds, size
 
@@ -108,7 +109,7 @@ def _peaks(starts: Starts) -> list[float | None]:
 class _OfAStart:
     read: Callable[[Starts], list[float | None]]
     say: Callable[[float], str]
-    calls: int | None = None
+    calls: int = FIRST_CALLS
 
 
 _OF_A_START = {

@@ -78,7 +78,8 @@ class Sides:
 
     def _bound(self, call: Call, program: Callable[..., Any]) -> Callable[[], Any]:
         """A call of the program with its own copy of the arguments."""
-        own = call.clone()
+        with torch.inference_mode(mode=False):
+            own = call.clone()
         bind = getattr(program, "bound_call", None)
         if not self._with_copies:
             return bind(*own.args, **own.kwargs) if bind else functools.partial(program, *own.args, **own.kwargs)
