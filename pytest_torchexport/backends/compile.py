@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch._dynamo as dynamo
+from torch._dynamo import eval_frame
+from torch._dynamo import utils as dynamo_utils
 
 from pytest_torchexport.backends import recipes, torch_warnings
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, choose, expect
+from pytest_torchexport.backends.dynamic_marks import mark_dynamic
 from pytest_torchexport.backends.dynamo_log import DynamoLog
 from pytest_torchexport.backends.every_value import Listing
-from pytest_torchexport.backends.inductor import missing_compiler
+from pytest_torchexport.backends.inductor import from_nothing, missing_compiler
 from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.outcome import NotChecked
 from pytest_torchexport.subject import containers
@@ -110,6 +113,11 @@ class Compile(Backend):
         del path, request
         return program
 
+    def load_anew(self, program: Exported, path: Path | None, request: ExportRequest) -> Exported:
+        """Another callable that has compiled nothing yet: its first call does, with empty caches."""
+        del program, path
+        return Compiled(self, request, anew=True)
+
 
 class _Counting:
     """A Dynamo backend around another one, which counts the graphs that it compiles and their runs."""
@@ -142,11 +150,17 @@ class Compiled(Exported):
     Args:
         backend: the options.
         request: what is compiled.
+        anew: compile with empty caches, until it is closed.
     """
 
-    def __init__(self, backend: Compile, request: ExportRequest) -> None:
+    def __init__(self, backend: Compile, request: ExportRequest, *, anew: bool = False) -> None:
         super().__init__()
         dynamo.reset()
+        self._until_closed = contextlib.ExitStack()
+        if anew and backend.backend not in ("eager", "aot_eager"):
+            self._until_closed.enter_context(from_nothing())
+            self.cold_start_note = "compiled with empty caches: where the model was compiled before, it starts faster"
+        self._watched = True
         self._model = request.model
         self._request = request
         self._options = backend
@@ -181,6 +195,53 @@ class Compiled(Exported):
             self._account()
         return output
 
+    def bound_call(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """The compiled callable with its arguments, and with two numbers read that tell whether it did run compiled.
+
+        The first call is watched as others are, because it may compile. So is one after Dynamo was at work again.
+        """
+        if self._dynamic_shapes:
+            mark_dynamic(bind(self._model, Call(args, kwargs)), self._dynamic_shapes)
+        counting, seen, compiled = self._counting, dynamo_utils.counters, self._compiled
+        # A stance of the user's has the compiled callable do something else; only the watched call overrides it.
+        always = eval_frame._stance.stance != "default"
+        begin = torch.compiler.cudagraph_mark_step_begin if self._cudagraphs else None
+
+        def call() -> Any:
+            if self._watched or always:
+                output = self(*args, **kwargs)
+                self._watched, self._frames = False, seen["frames"]["total"]
+                self._log.begin()
+                return output
+            if begin is not None:
+                begin()  # type: ignore[no-untyped-call]
+            runs = counting.runs
+            output = compiled(*args, **kwargs)
+            if counting.runs == runs or seen["frames"]["total"] != self._frames:
+                self._look_back(runs)
+            return output
+
+        return call
+
+    def _look_back(self, runs: int) -> None:
+        """After a bound call in which Dynamo was at work, or no graph ran: raise if something ran in eager instead."""
+        self._watched, limits = True, self._log.limits
+        self._log.collect()
+        self._account()
+        if self._log.limits > limits:
+            raise NothingCompiled(self._limit_reached(), self._log.limit_location)
+        if self._counting.runs == runs and not self._captured_without_graph():
+            raise NothingCompiled(self._why_nothing(), self._first_break())
+
+    def bound_output(self, result: Any) -> Any:
+        """The output, apart from the memory that the next replay of a CUDA graph writes over."""
+        return containers.rebuild(result, _cloned) if self._cudagraphs else result
+
+    @property
+    def recompiles(self) -> int:
+        """Recompilations since the example's first run, also of its own: a function may be compiled for each layer."""
+        return len(self._log.recompiles)
+
     def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
         """The operators that Dynamo captures, from graphs that are compiled once more so that they give every value."""
         with torch_warnings.shown(), dynamo.config.patch(recompile_limit=_LIMIT_OF_STEPS):
@@ -214,6 +275,9 @@ class Compiled(Exported):
                     raise
                 own = writable(own)
                 self._run(own.args, dict(own.kwargs))
+        # What the example needs, once for each layer perhaps, no other input has caused.
+        self._log.recompiles.clear()
+        self._account()
         # It counts again with the first call; said now, it would stand in the ledger twice, with two counts.
         self.not_checked.clear()
 
@@ -241,6 +305,7 @@ class Compiled(Exported):
     def close(self) -> None:
         """Drop the compiled code: it hangs on the code objects of the user's functions, not on this object."""
         dynamo.reset()
+        self._until_closed.close()
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._dynamic_shapes:
@@ -280,7 +345,7 @@ class Compiled(Exported):
             graph_runs=self._counting.runs,
             graph_breaks=len(self._log.breaks),
             graph_break_reasons=[str(one) for one in self._log.breaks],
-            recompiles=len(self._log.recompiles),
+            recompiles=self.recompiles,
             recompile_reasons=list(self._log.recompiles),
         )
         self.not_checked[:] = []
@@ -371,37 +436,3 @@ def _uses_cudagraphs(backend: Compile, compiler: Callable[..., Any]) -> bool:
 
 def _cloned(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
-
-
-def mark_dynamic(named: Mapping[str, Any], dynamic_shapes: Mapping[str, Any]) -> None:
-    """Tell Dynamo that the declared dims of these tensors vary, so that the first compilation covers their range.
-
-    It is a hint (`maybe_mark_dynamic`), because a dim on which the model specialises after all is no error for
-    torch.compile: it compiles again for the next size.
-
-    Args:
-        named: the call's arguments by name; the marks are attributes of these tensors.
-        dynamic_shapes: torch.export's format, by argument name.
-    """
-    for name, value in named.items():
-        _mark(value, dynamic_shapes.get(name))
-
-
-def _mark(value: Any, shapes: Any) -> None:
-    if shapes is None:
-        return
-    if isinstance(value, torch.Tensor):
-        dims = shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes)
-        for index, dim in dims:
-            if dim is not None and not isinstance(dim, int) and dim is not torch.export.Dim.STATIC:
-                dynamo.maybe_mark_dynamic(value, index)
-        return
-    parts = containers.children(value)
-    if parts is None:
-        return
-    if isinstance(shapes, Mapping):
-        for (_, part), key in zip(parts, value if isinstance(value, Mapping) else shapes, strict=False):
-            _mark(part, shapes.get(key))
-    else:
-        for (_, part), inner in zip(parts, shapes, strict=False):
-            _mark(part, inner)

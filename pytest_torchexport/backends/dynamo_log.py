@@ -52,7 +52,9 @@ class DynamoLog:
 
     Attributes:
         breaks: every graph break, once.
-        recompiles: the reason of every recompilation, in order.
+        recompiles: the reasons of the recompilations, in order. A function and its parts that resume behind graph
+            breaks are one: where they are compiled again in one call, that is one recompilation.
+        limits: how often a compilation was asked for that was one too many.
         limit: what asked for one compilation too many, and `limit_location` where.
         empty_functions: number of functions that were captured and have no tensor operation.
     """
@@ -60,6 +62,7 @@ class DynamoLog:
     def __init__(self) -> None:
         self.breaks: list[Break] = []
         self.recompiles: list[str] = []
+        self.limits = 0
         self.limit = "unknown"
         self.limit_location: Location | None = None
         self.empty_functions = 0
@@ -74,19 +77,24 @@ class DynamoLog:
         for record in dynamo_utils.graph_break_reasons:
             frames = [(frame.filename, frame.lineno) for frame in record.user_stack]
             self._add(Break(shorten(record.reason), source.innermost(frames)))
+        again: dict[tuple[str, str], dict[str, list[str]]] = {}
         for attempt in dynamo_utils.get_compilation_metrics():
             self._read_attempt(attempt)
+            if attempt.recompile_reason and attempt.fail_type is None:
+                parts = again.setdefault((str(attempt.co_filename), _function(attempt)), {})
+                parts.setdefault(str(attempt.co_name), []).append(_first_line(attempt.recompile_reason))
+        for parts in again.values():
+            self.recompiles += max(parts.values(), key=len)
 
     def _read_attempt(self, attempt: Any) -> None:
         """One function that Dynamo tried to compile."""
         reason = attempt.recompile_reason
         if attempt.fail_type is None:
-            if reason:
-                self.recompiles.append(_first_line(reason))
             if not attempt.graph_op_count:
                 self.empty_functions += 1
         elif reason and attempt.fail_user_frame_filename is None:
             # The limit: Dynamo stops before it looks at the function's lines, so only the reason names them.
+            self.limits += 1
             function, self.limit_location = _place_in(reason)
             self.limit = _first_line(reason) + (f" in {function} ({self.limit_location})" if function else "")
         else:
@@ -102,8 +110,12 @@ def _skipped(attempt: Any) -> Break:
     location = None
     if attempt.fail_user_frame_filename and source.is_users(attempt.fail_user_frame_filename):
         location = source.locate(attempt.fail_user_frame_filename, attempt.fail_user_frame_lineno)
-    function = re.sub(r"^torch_dynamo_resume_in_(\w+)_at_\d+$", r"\1", attempt.co_name or "")
-    return Break(shorten(attempt.fail_reason or attempt.fail_type), location, function)
+    return Break(shorten(attempt.fail_reason or attempt.fail_type), location, _function(attempt))
+
+
+def _function(attempt: Any) -> str:
+    """The name of the function, also where only a part of it that resumes behind a graph break was compiled."""
+    return re.sub(r"^torch_dynamo_resume_in_(\w+)_at_\d+$", r"\1", attempt.co_name or "")
 
 
 def shorten(reason: str) -> str:

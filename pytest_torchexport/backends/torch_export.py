@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from pytest_torchexport.subject.call import FunctionModule, as_module
 from pytest_torchexport.subject.fingerprint import fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch.export import ExportedProgram
 
@@ -94,9 +95,13 @@ class Export(Backend):
     def load(self, program: Captured, path: Path | None, request: ExportRequest) -> Exported:
         """Read `model.pt2` back. Its parameters become the user's own where they have the same bits."""
         assert path is not None
+        begun = time.perf_counter()
         with torch_warnings.shown():
             module = torch.export.load(path).module()
-        return ExportedModule(module, program, request)
+        seconds = time.perf_counter() - begun
+        loaded = ExportedModule(module, program, request)
+        loaded.load_seconds = seconds
+        return loaded
 
 
 def capture(request: ExportRequest, *, check_tensors: bool = False, **options: Any) -> Captured:
@@ -176,6 +181,11 @@ class ExportedModule(Exported):
         """Run the program; `ConventionError` for a value that the export fixed."""
         args, kwargs = self._convention.arrange(args, kwargs)
         return self._module(*args, **kwargs)
+
+    def bound_call(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """The module with its arguments."""
+        args, kwargs = self._convention.arrange(args, kwargs)
+        return partial(self._module, *args, **kwargs)
 
     def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
         """The operators of the program, interpreted."""
@@ -306,7 +316,9 @@ class AotiPackage(Exported):
         index = request.device.index if request.device.type != "cpu" and request.device.index is not None else -1
         self._index = index
         self._listed: dict[Any, tuple[tempfile.TemporaryDirectory[str], int, list[Listed]]] = {}
+        begun = time.perf_counter()
         self._program: Any = self._load()
+        self.load_seconds = time.perf_counter() - begun
         self._state: dict[str, torch.Tensor] | None = {}
         self._taken_over: list[str] = []
         parameters = {name for name, _ in as_module(request.model).named_parameters(remove_duplicate=False)}
@@ -318,6 +330,11 @@ class AotiPackage(Exported):
         """Run the program; `ConventionError` for a value that the export fixed, which the library would not notice."""
         args, kwargs = self._convention.arrange(args, kwargs)
         return self._program(*args, **kwargs)
+
+    def bound_call(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """The package with its arguments."""
+        args, kwargs = self._convention.arrange(args, kwargs)
+        return partial(self._program, *args, **kwargs)
 
     def steps(self, *args: Any, **kwargs: Any) -> Iterator[Step]:
         """The operators of the captured graph, compiled once more as a package that gives every value.

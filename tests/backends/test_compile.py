@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pytest_torchexport.backends.base import ExportRequest
-from pytest_torchexport.backends.compile import Compile, Compiled, mark_dynamic
+from pytest_torchexport.backends.compile import Compile, Compiled
+from pytest_torchexport.backends.dynamic_marks import mark_dynamic
 from pytest_torchexport.errors import NothingCompiled, UsageError
 from pytest_torchexport.subject.call import Call
 
