@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_torchexport.backends.item_names import DEVICE_KINDS
 from pytest_torchexport.backends.registry import backend_names, register_backend
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.plugin import hookspecs, marks, options
@@ -47,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Backends of entry points get their mark when a test uses them: looking for them costs milliseconds at each start.
     for name in backend_names(third_party=False):
         config.addinivalue_line("markers", marks.mark_line("backend", name))
-    for kind in marks.DEVICE_KINDS:
+    for kind in DEVICE_KINDS:
         config.addinivalue_line("markers", marks.mark_line("device", kind))
     run = config.stash[RUN] = Run(config)
     if options.any_given(config):

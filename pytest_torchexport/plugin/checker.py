@@ -11,7 +11,7 @@ import pytest
 
 from pytest_torchexport.errors import BackendUnavailable, NotEquivalent, ReferenceInvalid, UsageError
 from pytest_torchexport.outcome import Outcome, Verdict
-from pytest_torchexport.plugin import matrix, transport
+from pytest_torchexport.plugin import transport, workers
 from pytest_torchexport.plugin.matrix import COMMAND_LINE
 from pytest_torchexport.plugin.output import ignore_output, keep_in, memory
 from pytest_torchexport.plugin.progress import column
@@ -160,10 +160,11 @@ class ExportCheck:
 
         cell = self._cell
         worker = self._item.config.stash[RUN].worker
-        device = matrix.own_device(cell.device, worker, matrix.device_count(cell.device) if worker else 1)
+        device = workers.own_device(cell.device, worker, workers.device_count(cell.device) if worker else 1)
         tolerance = self._item.ihook.pytest_torchexport_tolerance(
             item=self._item, backend=cell.backend_id, device=device, tolerance=cell.tolerance
         )
+        measuring = workers.measuring(self._item, cell)
         return Policy(
             backend=cell.backend,
             device=device,
@@ -176,6 +177,10 @@ class ExportCheck:
             search_budget=cell.search_budget,
             min_coverage=cell.min_coverage,
             user_code=cell.user_code,
+            latency=measuring.budget,
+            enforce=measuring.enforce,
+            crowd=measuring.crowd,
+            latency_left_out=measuring.left_out,
         )
 
     def _surroundings(self) -> Surroundings:

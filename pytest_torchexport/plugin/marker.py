@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_torchexport.compare.tolerance import Given
+    from pytest_torchexport.latency.budget import Budget
     from pytest_torchexport.plugin.names import BackendEntry
 
 
@@ -30,6 +31,7 @@ class Marker:
     branches: str | None = None
     search_budget: int | None = None
     min_coverage: float | None = None
+    latency: Budget | Mapping[str, Budget] | None = None
     n_inputs: int | None = None
     seed: int | None = None
     grad: bool | None = None
@@ -150,6 +152,16 @@ def _min_coverage(value: object) -> float:
     return float(value)
 
 
+def _latency(value: object) -> Budget | Mapping[str, Budget]:
+    from pytest_torchexport.latency.budget import as_budgets  # noqa: PLC0415 - only where a mark has one
+
+    try:
+        return as_budgets(value)
+    except UsageError as error:
+        msg = f"latency={value!r}: {error}"
+        raise UsageError(msg) from None
+
+
 def _xfail(value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping):
         msg = f"xfail={value!r} is not accepted: give a dict of reasons, xfail={{'trace': 'keeps one branch'}}"
@@ -169,6 +181,7 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "branches": _branches,
     "search_budget": _integer("search_budget", 0),
     "min_coverage": _min_coverage,
+    "latency": _latency,
     "n_inputs": _integer("n_inputs", 0),
     "seed": _integer("seed", 0),
     "grad": _grad,

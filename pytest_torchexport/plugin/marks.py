@@ -10,14 +10,13 @@ if TYPE_CHECKING:
 MARKER = "export_equivalent"
 DESCRIPTION = (
     f"{MARKER}(*, backends=None, devices=None, dtypes=None, tolerance=None, branches=None, search_budget=None, "
-    "min_coverage=None, n_inputs=None, seed=None, grad=None, require=None, xfail=None): "
+    "min_coverage=None, latency=None, n_inputs=None, seed=None, grad=None, require=None, xfail=None): "
     "check the model that the test hands to export_check on these backends and devices."
 )
 PARAMETER = "_export_cell"
 """The hidden fixture that carries the cell of an item to `export_check`."""
 NO_BACKEND = "no-backend"
 """Id of the one item of a test of which the names that were asked for leave nothing."""
-DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 
 
 def is_marked(item: pytest.Item) -> bool:

@@ -6,14 +6,19 @@ and backends with options need torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_torchexport.backends import item_names
+from pytest_torchexport.backends.item_names import DTYPE_NAMES, names_of
 from pytest_torchexport.backends.registry import DEFAULT_BACKENDS, backend_names
 from pytest_torchexport.errors import NotEquivalent, UsageError
 from pytest_torchexport.plugin import names
+from pytest_torchexport.plugin.budgets import budget_of_item
 from pytest_torchexport.plugin.marker import Marker, read_marker
 from pytest_torchexport.plugin.marks import MARKER, NO_BACKEND, PARAMETER, device_kind, mark_line, mark_name
 from pytest_torchexport.plugin.options import (
@@ -21,17 +26,19 @@ from pytest_torchexport.plugin.options import (
     BACKENDS,
     DEFAULT_BRANCHES,
     DEFAULT_INPUTS,
+    DEFAULT_LATENCY,
     DEFAULT_SEED,
     DEVICES,
-    DTYPE_NAMES,
 )
 from pytest_torchexport.plugin.tolerances import tolerance_of
+from pytest_torchexport.plugin.workers import group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_torchexport.backends.base import Backend
     from pytest_torchexport.compare.tolerance import Given
+    from pytest_torchexport.latency.budget import Budget
     from pytest_torchexport.plugin.names import BackendEntry
     from pytest_torchexport.plugin.settings import Settings
 
@@ -52,6 +59,8 @@ class Cell:
         device_implied: whether the device stands for `available`.
         required: the names of `require` that this cell serves; it must not be skipped then.
         xfail: why a mismatch is expected; None if it is not.
+        latency: what the exported program may take; None where nothing is said of it.
+        latency_mode: `off`, `report` or `enforce`.
     """
 
     backend: str | Backend
@@ -69,6 +78,8 @@ class Cell:
     search_budget: int | None = None
     min_coverage: float | None = None
     user_code: tuple[str, ...] = ()
+    latency: Budget | None = None
+    latency_mode: str = DEFAULT_LATENCY
     n_inputs: int = DEFAULT_INPUTS
     seed: int = DEFAULT_SEED
     grad: bool = False
@@ -79,9 +90,9 @@ class Cell:
         return "-".join(filter(None, (self.backend_id, self.device, self.dtype)))
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """What this cell can be called, the most precise name first."""
-        return tuple(dict.fromkeys((self.id, self.backend_id, self.backend_name)))
+    def names(self) -> tuple[str, ...]:
+        """What this cell can be called, the most exact name first."""
+        return names_of(self.backend_name, self.backend_id, self.device, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -139,9 +150,10 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
     """The cells of a test, in the order in which backends and devices are listed.
 
     Raises:
-        UsageError: a backend's option or a key of `xfail` is not known.
+        UsageError: a backend's option is not known, or a key of `xfail` or `latency` names none of the test's items.
     """
-    _check_xfail(marker)
+    _check_keys("xfail", marker.xfail, marker)
+    _check_keys("latency", marker.latency, marker)
     backends = _backends(marker, settings)
     devices = _devices(marker, settings)
     for chosen in (backends, devices):
@@ -160,6 +172,7 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
         search_budget=settings.search_budget.resolve(marker.search_budget, None),
         min_coverage=marker.min_coverage,
         user_code=settings.user_code.resolve(None, ()),
+        latency_mode=settings.latency.resolve(None, DEFAULT_LATENCY),
         n_inputs=settings.inputs.resolve(marker.n_inputs, DEFAULT_INPUTS),
         seed=settings.seed.resolve(marker.seed, DEFAULT_SEED),
         grad=bool(marker.grad),
@@ -184,8 +197,16 @@ def plan(marker: Marker, settings: Settings) -> list[Cell] | NoCell:
         for device in devices
         for dtype in dtypes
     ]
-    reasons = marker.xfail or {}
-    return [replace(cell, xfail=next((reasons[key] for key in cell.keys if key in reasons), None)) for cell in cells]
+    if marker.latency is None and not settings.budgets and not marker.xfail:
+        return cells
+    return [
+        replace(
+            cell,
+            xfail=item_names.most_exact(marker.xfail or {}, cell.names),
+            latency=budget_of_item(marker.latency, settings.budgets, cell),
+        )
+        for cell in cells
+    ]
 
 
 def serves(required: str, entry: BackendEntry, device: str) -> bool:
@@ -203,9 +224,9 @@ def params(cells: list[Cell] | NoCell, config: pytest.Config) -> Iterator[Any]:
         marks = [own, _mark(config, "backend", cell.backend_name), _mark(config, "device", cell.device)]
         if cell.xfail is not None:
             marks.append(pytest.mark.xfail(reason=cell.xfail, raises=NotEquivalent, strict=True))
-        group = _group(config, cell.device)
-        if group:
-            marks.append(pytest.mark.xdist_group(group))
+        together = group(config, cell)
+        if together:
+            marks.append(pytest.mark.xdist_group(together))
         yield pytest.param(cell, id=cell.id, marks=marks)
 
 
@@ -216,43 +237,6 @@ def _mark(config: pytest.Config, kind: str, name: str) -> pytest.MarkDecorator:
         config.addinivalue_line("markers", line)
     decorator: pytest.MarkDecorator = getattr(pytest.mark, mark_name(kind, name))
     return decorator
-
-
-def _group(config: pytest.Config, device: str) -> str | None:
-    """The group for pytest-xdist that keeps the items of one accelerator on one worker.
-
-    Only `--dist loadgroup` reads it. A plain `cuda` on a machine with several GPUs has none: there each worker has
-    its own GPU.
-    """
-    kind = device_kind(device)
-    if not getattr(config.option, "loadgroup", False) or kind == "cpu":
-        return None
-    if device == kind and device_count(kind) > 1:
-        return None
-    return f"export-{device}"
-
-
-def device_count(kind: str) -> int:
-    """The number of devices of a kind on this machine."""
-    import torch  # noqa: PLC0415 - the plugin loads without torch
-
-    if kind == "cuda":
-        return torch.cuda.device_count()
-    return torch.xpu.device_count() if kind == "xpu" else 1
-
-
-def own_device(device: str, worker: str | None, count: int) -> str:
-    """The device that an item for a plain `cuda` or `xpu` uses: with several of them, each xdist worker has its own.
-
-    Args:
-        device: as listed: `cuda`, `cuda:1`, `cpu`.
-        worker: name of the worker, `gw3`; None without pytest-xdist.
-        count: devices of this kind on the machine.
-    """
-    number = (worker or "").removeprefix("gw")
-    if device not in ("cuda", "xpu") or not number.isdecimal() or count < 2:
-        return device
-    return f"{device}:{int(number) % count}"
 
 
 # --- backends ---
@@ -330,28 +314,43 @@ def _available() -> list[str]:
     return available()
 
 
-# --- expected failures ---
+# --- names of items ---
 
 
-def _check_xfail(marker: Marker) -> None:
+def _check_keys(keyword: str, said: object, marker: Marker) -> None:
+    """Raise for a name in a dict of the marker that fits none of the items that the test can have.
+
+    The marker's own lists count, not what the command line selects of them: a run of one backend is no error.
+    """
+    if not isinstance(said, Mapping):
+        return
     if marker.backends is None:
-        backends = backend_names() if marker.xfail else []
+        backends = [(name, name) for name in backend_names()]
     else:
-        backends = [name for entry in marker.backends for name in dict.fromkeys((entry.id, entry.name))]
-    for key in marker.xfail or ():
-        if not any(_names_cell(key, backend, marker) for backend in backends):
-            accepted = f"{', '.join(backends)}, or with a device such as {backends[0]}-cpu"
-            msg = f"xfail has the key {key!r}, which is none of this test's items. Accepted: {accepted}."
+        backends = [(entry.name, entry.id) for entry in marker.backends]
+    for key in said:
+        if not _names_an_item(key, tuple(backends), marker.devices, marker.dtypes or DTYPE_NAMES):
+            known = list(dict.fromkeys(name for name, own in backends for name in (own, name)))
+            accepted = f"{', '.join(known)}, or with a device such as {known[0]}-cpu"
+            msg = f"{keyword} has the key {key!r}, which is none of this test's items. Accepted: {accepted}."
             raise UsageError(msg)
 
 
-def _names_cell(key: str, backend: str, marker: Marker) -> bool:
-    """Whether the key is the backend, or the backend with a device and perhaps a dtype that the test can have."""
-    if key == backend:
+@lru_cache(maxsize=1024)
+def _names_an_item(
+    key: str, backends: tuple[tuple[str, str], ...], devices: tuple[str, ...] | None, dtypes: tuple[str, ...]
+) -> bool:
+    """Whether the name, or pattern, fits an item on one of these backends, devices and dtypes."""
+    if any(key in (name, own) for name, own in backends):
         return True
-    if not key.startswith(backend + "-"):
-        return False
-    device, _, dtype = key.removeprefix(backend + "-").partition("-")
-    listed = marker.devices is None or AVAILABLE in marker.devices
-    known = names.is_device(device) and (listed or any(_narrow(one, device) for one in marker.devices or ()))
-    return known and (not dtype or dtype in (marker.dtypes or DTYPE_NAMES))
+    mentioned = item_names.devices_in(key)
+    if devices is None or AVAILABLE in devices:
+        possible = [*item_names.DEVICE_KINDS, *mentioned]
+    else:
+        possible = [*devices, *(own for one in mentioned for listed in devices if (own := _narrow(listed, one)))]
+    return any(
+        item_names.fits(key, names_of(name, own, device, dtype))
+        for name, own in backends
+        for device in possible
+        for dtype in dtypes
+    )

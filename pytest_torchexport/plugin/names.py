@@ -6,16 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_torchexport.backends.item_names import DEVICE_KINDS, DTYPE_NAMES, is_device
 from pytest_torchexport.backends.registry import make_backend, split_spec, unknown
 from pytest_torchexport.errors import UsageError
-from pytest_torchexport.plugin.marks import DEVICE_KINDS
-from pytest_torchexport.plugin.options import AVAILABLE, DTYPE_NAMES
+from pytest_torchexport.plugin.options import AVAILABLE
 from pytest_torchexport.subject.code_names import matcher
 
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend
-
-_DEVICE = re.compile(rf"({'|'.join(DEVICE_KINDS)})(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,6 @@ def backend_entry(spec: str | Backend) -> BackendEntry:
             return BackendEntry(name, name, name)
     backend = make_backend(spec)
     return BackendEntry(spec, backend.name, backend.id)
-
-
-def is_device(name: str) -> bool:
-    """Whether the name is that of one device: `cpu`, `cuda`, `cuda:1`."""
-    return _DEVICE.fullmatch(name) is not None
 
 
 def check_device(name: str) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_torchexport.plugin.marks import DEVICE_KINDS
+from pytest_torchexport.backends.item_names import DEVICE_KINDS, DTYPE_NAMES
 
 if TYPE_CHECKING:
     import pytest
 
 AVAILABLE = "available"
 """Stands for every device that the machine has."""
-DTYPE_NAMES = ("float64", "float32", "float16", "bfloat16")
 REPORT_SUFFIXES = (".json",)
 DEFAULT_OUTPUT = "export-output"
 DEFAULT_INPUTS = 10
@@ -19,6 +18,8 @@ DEFAULT_SEED = 0
 BRANCH_MODES = ("search", "observe", "off")
 DEFAULT_BRANCHES = "search"
 DEFAULT_SEARCH_BUDGET = 400
+LATENCY_MODES = ("off", "report", "enforce")
+DEFAULT_LATENCY = "enforce"
 
 
 class Option:
@@ -82,6 +83,12 @@ USER_CODE = Option(
     "-timm leaves a package out. Default: all but Python, torch and the exporters.",
     repeatable=True,
 )
+LATENCY = Option(
+    "latency",
+    "MODE",
+    f"Time and memory of exported programs: {', '.join(LATENCY_MODES)} (default: {DEFAULT_LATENCY}). enforce measures "
+    "what has a budget, and an excess fails; report measures every check, and no excess fails; off measures nothing.",
+)
 ARTIFACTS = Option(
     "artifacts",
     "WHEN",
@@ -96,9 +103,13 @@ REPORT = Option(
 )
 TOLERANCE = "export_tolerance"
 TOLERANCE_HELP = "Tolerances by backend, device and dtype, one a line: onnx: k=10, cuda: precision=tf32, *-float16: k=8"
+BUDGET = "export_budget"
+BUDGET_HELP = (
+    "Latency budgets by backend, device and dtype, one a line: compile: 1.2x, *-cuda: median=5ms first_call=2s"
+)
 OPTIONS = (
     *(BACKENDS, DEVICES, DTYPES, REQUIRE),
-    *(INPUTS, SEED, BRANCHES, SEARCH_BUDGET, USER_CODE),
+    *(INPUTS, SEED, BRANCHES, SEARCH_BUDGET, USER_CODE, LATENCY),
     *(ARTIFACTS, OUTPUT, REPORT),
 )
 
@@ -111,6 +122,7 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption(option.flag, action=action, dest=option.key, metavar=option.metavar, help=option.help)
         parser.addini(option.key, f"Default of {option.flag}", type="string", default="")
     parser.addini(TOLERANCE, TOLERANCE_HELP, type="linelist", default=[])
+    parser.addini(BUDGET, BUDGET_HELP, type="linelist", default=[])
 
 
 def texts(config: pytest.Config, option: Option) -> list[tuple[str, str, bool]]:
@@ -124,4 +136,4 @@ def texts(config: pytest.Config, option: Option) -> list[tuple[str, str, bool]]:
 
 def any_given(config: pytest.Config) -> bool:
     """Whether the user set any of the options."""
-    return any(texts(config, option) for option in OPTIONS) or bool(config.getini(TOLERANCE))
+    return any(texts(config, option) for option in OPTIONS) or any(map(config.getini, (TOLERANCE, BUDGET)))

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.plugin import names, options
+from pytest_torchexport.plugin.budgets import read_budgets
 from pytest_torchexport.plugin.options import (
     BRANCH_MODES,
     DEFAULT_OUTPUT,
+    LATENCY_MODES,
     OUTPUT,
     REPORT,
     REPORT_SUFFIXES,
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from pytest_torchexport.plugin.tolerances import ByCell
+    from pytest_torchexport.plugin.budgets import ByItem as Budgets
+    from pytest_torchexport.plugin.tolerances import ByItem as Tolerances
 
 Artifacts = Literal["on", "off", "retain-on-failure"]
 ARTIFACTS: tuple[Artifacts, ...] = ("on", "off", "retain-on-failure")
@@ -62,7 +65,9 @@ class Settings:
     branches: Setting[str]
     search_budget: Setting[int | None]
     user_code: Setting[tuple[str, ...]]
-    tolerances: ByCell
+    latency: Setting[str]
+    tolerances: Tolerances
+    budgets: Budgets
     artifacts: Artifacts
     output: Path
     reports: tuple[Path, ...]
@@ -86,7 +91,9 @@ def read_settings(config: pytest.Config) -> Settings:
         branches=_both(config, options.BRANCHES, lambda text: _choice(text, BRANCH_MODES)),
         search_budget=_both(config, options.SEARCH_BUDGET, lambda text: _integer(text, at_least=0)),
         user_code=_names(config, options.USER_CODE, names.check_code),
+        latency=_both(config, options.LATENCY, lambda text: _choice(text, LATENCY_MODES)),
         tolerances=read_tolerances(config),
+        budgets=read_budgets(config),
         artifacts=artifacts.resolve(None, "retain-on-failure"),
         output=output or config.rootpath / DEFAULT_OUTPUT,
         reports=_reports(config),

@@ -31,6 +31,7 @@ class Run:
 
     Attributes:
         worker: name of the xdist worker that this process is; None for a run without xdist and for its controller.
+        workers: how many there are; 1 without pytest-xdist.
         stages: folder where workers note the stage that they enter; made by the first that does.
         output_is_ours: whether the output directory was not there when the settings were read.
         references: eager results that the items of a test share, by the test's id.
@@ -43,6 +44,7 @@ class Run:
         self._config = config
         told = getattr(config, "workerinput", None)
         self.worker: str | None = told["workerid"] if told else None
+        self.workers: int = told["workercount"] if told else 1
         self._told: dict[str, Any] = told[WORKERINPUT] if told else {}
         unique = f"pytest-torchexport-{os.urandom(8).hex()}"
         self.stages = Path(self._told.get("stages") or Path(tempfile.gettempdir(), unique))

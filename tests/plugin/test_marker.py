@@ -31,6 +31,17 @@ WRONG = (
     ("min_coverage=95", "min_coverage=95 is not accepted: give a fraction from 0 to 1, such as 0.9 for 90 %"),
     ("min_coverage=True", "min_coverage=True is not accepted: give a fraction from 0 to 1, *"),
     ("branches='off', min_coverage=1", "min_coverage=1.0 with branches='off': nothing is observed then; leave one out"),
+    ("latency=1.2", 'latency=1.2: 1.2 is not a budget: give "1.2x" (times eager), "5ms" (median), or several *'),
+    ("latency='5'", "latency='5': '5' has no unit: write 5x for a multiple of eager's time, or a time such as 5ms"),
+    ("latency='-5ms'", "latency='-5ms': Budget median='-5ms' can never be kept: *"),
+    ("latency='speed=5ms'", "latency=*unknown keyword of Budget 'speed'.*Accepted: ratio, median, p99, first_call, *"),
+    ("latency={'compile': '5'}", "latency=*'compile': '5' has no unit*"),
+    ("latency={'tarce': '2x'}", "latency has the key 'tarce', which is none of this test's items. Accepted: trace, *"),
+    ("backends='script', latency={'trace': '2x'}", "latency has the key 'trace', *Accepted: script, *script-cpu."),
+    ("backends='script', latency={'onnx-*': '2x'}", "latency has the key 'onnx-[*]', *Accepted: script, *"),
+    ("devices='cpu', latency={'*-cuda': '2x'}", "latency has the key '[*]-cuda', *"),
+    ("latency={'compile-cpu-int8': '2x'}", "latency has the key 'compile-cpu-int8', *"),
+    ("backends='trace', latency='recompiles=0'", "latency: recompiles=0 is for torch.compile, and 'trace' compiles *"),
     ("n_inputs=True", "n_inputs=True is not accepted: give an integer of 0 or more"),
     ("seed=-1", "seed=-1 is not accepted: give an integer of 0 or more"),
     ("grad=1", "grad=1 is not accepted: give True or False"),
@@ -67,10 +78,10 @@ def test_a_wrong_mark_is_an_error_of_its_file(project: Project) -> None:
 
 def test_a_wrong_mark_is_found_without_the_fixture(project: Project) -> None:
     project.test("""
-    @pytest.mark.export_equivalent(latency="1.2x")
+    @pytest.mark.export_equivalent(speed="1.2x")
     def test_wrong(): ...
     """)
-    project.run().stdout.fnmatch_lines(["*test_wrong: *unknown keyword 'latency'*"])
+    project.run().stdout.fnmatch_lines(["*test_wrong: *unknown keyword 'speed'*"])
 
 
 def test_the_closest_mark_sets_a_keyword(project: Project) -> None:

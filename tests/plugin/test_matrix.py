@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_torchexport.plugin.matrix import own_device
+from pytest_torchexport.plugin.workers import own_device
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project
