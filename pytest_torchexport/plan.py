@@ -19,6 +19,7 @@ from pytest_torchexport.subject.state import fingerprint, identical, parameters
 if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend
     from pytest_torchexport.latency.budget import Budget
+    from pytest_torchexport.subject.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,10 @@ class Plan:
             return None
         return dict(parameters(self.model))
 
-    def key(self) -> str | None:
-        """A digest that two plans share only if eager does the same for both; None if that cannot be known."""
+    def key(self) -> Fingerprint | None:
+        """A fingerprint that two plans share only if eager does the same for both; None if that cannot be known."""
         shapes = containers.rebuild(self.dynamic_shapes, repr) if self.dynamic_shapes else None
-        rest = (self.dtype, self.device, self.calls, self.n_inputs, self.seed, self.grad)
+        rest = (self.dtype, self.device, self.calls, self.n_inputs, self.seed, self.grad, devices.numerics_flags())
         branches = (self.branches, self.search_budget, self.user_code)
         call = [self.example.args, dict(self.example.kwargs)]
         extra = [[one.args, dict(one.kwargs)] for one in self.extra_inputs]

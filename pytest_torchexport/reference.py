@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_torchexport.memory import Memory
     from pytest_torchexport.plan import Plan
     from pytest_torchexport.subject.call import Call
+    from pytest_torchexport.subject.fingerprint import Fingerprint
     from pytest_torchexport.subject.run import Record
 
 _ATTEMPTS_PER_INPUT = 5
@@ -40,7 +41,7 @@ class ReferenceStore:
     """References of the checks of one test, so that its backends share them. Holds eager's outputs: clear it."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Reference] = {}
+        self._kept: dict[Fingerprint, Reference] = {}
 
     def get(self, plan: Plan, snapshot: Snapshot, memory: Memory | None = None) -> Reference:
         """The plan's reference: one that was made for the same model and inputs before, or a new one.

@@ -37,8 +37,23 @@ def is_foreign(value: object) -> bool:
 
 def is_users_class(kind: type) -> bool:
     """Whether the class is written neither in Python's library nor in an installed package that exports or tests."""
-    package = str(kind.__module__).partition(".")[0]
-    return not (package in MACHINERY or _is_standard_package(package) or package == "collections")
+    return is_users_module(str(kind.__module__))
+
+
+def is_users_module(name: str | None) -> bool:
+    """Whether a module is neither of Python's library nor of an installed package that exports or tests."""
+    package = str(name).partition(".")[0]
+    return not (package in MACHINERY or package in sys.stdlib_module_names)
+
+
+def is_python_made(kind: type) -> bool:
+    """Whether all that an object of the class holds is in its attributes: no base of it is written in C."""
+    if kind.__base__ is None:
+        return False
+    while kind.__base__ is not object:
+        kind = kind.__base__  # of several bases the one that decides on the memory
+    # Python gives a class one of these; a class that is written in C has neither, or a dict alone.
+    return "__slots__" in vars(kind) or {"__dict__", "__weakref__"} <= vars(kind).keys()
 
 
 def attributes(value: object) -> dict[str, Any]:
