@@ -163,7 +163,7 @@ class Draft:
 
     def not_measured(self, error: Exception) -> Outcome:
         """The outcome of an equivalent program that could not be timed: whether it keeps its budget is not known."""
-        why = f"to time it raises {type(error).__name__}: {message.first_sentence(say(error))}"
+        why = f"to time it raises {message.first_sentence(say(error))}"
         self.note(NotChecked("its speed", why))
         if self.policy.latency is None or not self.policy.latency.limits or not self.policy.enforce:
             return self.equivalent()
