@@ -37,8 +37,8 @@ $(ENV)/.torch: .ci/constraints.txt
 	@touch $@
 
 $(ENV)/.demo: $(ENV)/.torch pyproject.toml
-	@echo "installing pytest-torchexport[onnx,hypothesis] and what the tests need"
-	@$(PIP) --editable '.[onnx,hypothesis]' --group test
+	@echo "installing pytest-torchexport[onnx,hypothesis,html] and what the tests need"
+	@$(PIP) --editable '.[onnx,hypothesis,html]' --group test
 	@touch $@
 
 $(ENV)/.dev: $(ENV)/.demo

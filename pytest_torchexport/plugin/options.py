@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 AVAILABLE = "available"
 """Stands for every device that the machine has."""
-REPORT_SUFFIXES = (".json",)
+REPORT_SUFFIXES = (".json", ".html", ".md")
+"""Those of `report.formats`, which is not loaded at a start of pytest."""
 DEFAULT_OUTPUT = "export-output"
 DEFAULT_INPUTS = 10
 DEFAULT_SEED = 0

@@ -124,6 +124,7 @@ class Reporter:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _write(self) -> None:
+        from pytest_torchexport.report import formats
         from pytest_torchexport.report import json as json_report
 
         machine = json_report.machine()
@@ -134,7 +135,7 @@ class Reporter:
         document = json_report.document(self._in_order(), machine)
         for path in self._run.settings.reports:
             try:
-                json_report.write(path, document)
+                formats.write(path, document)
             except OSError as error:
                 self._problems.append(f"{REPORT.flag}={path} was not written: {error.strerror or error}")
 

@@ -179,5 +179,16 @@ def _reports(config: pytest.Config) -> tuple[Path, ...]:
             if path.suffix.lower() not in REPORT_SUFFIXES:
                 msg = f"{where}: {name!r} has no format: the suffix is one of {', '.join(REPORT_SUFFIXES)}"
                 raise UsageError(msg)
+            _writable_format(where, path)
             found.append(path)
     return tuple(found)
+
+
+def _writable_format(where: str, path: Path) -> None:
+    """Say at the start what a report needs: at the end, the run would have been for nothing."""
+    from pytest_torchexport.report.formats import missing  # noqa: PLC0415 - only runs that write a report load it
+
+    problem = missing(path.suffix.lower())
+    if problem:
+        msg = f"{where}: {path.name!r}: {problem}"
+        raise UsageError(msg)

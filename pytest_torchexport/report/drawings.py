@@ -212,7 +212,7 @@ def calls(starts: Sequence[Numbers], scale: LogScale) -> Calls:
     )
     return Calls(
         _dots(own, scale, apart),
-        _dots(starts[1], scale, apart) if len(starts) > 1 else "",
+        _dots(starts[1], scale, apart, dash=4.0) if len(starts) > 1 else "",
         round(_EDGE + (settled - 0.5) * apart, 1) if settled is not None else None,
         f"1st {seconds(first)}",
         more,
@@ -221,11 +221,13 @@ def calls(starts: Sequence[Numbers], scale: LogScale) -> Calls:
     )
 
 
-def _dots(start: Numbers, scale: LogScale, apart: float) -> str:
-    """A path of points: with round caps, each is a dot."""
+def _dots(start: Numbers, scale: LogScale, apart: float, *, dash: float = 0.0) -> str:
+    """A path of points: with round caps, each is a dot; or of dashes."""
     places = [(place, number(value)) for place, value in enumerate(start["calls"])]
     return "".join(
-        f"M{_EDGE + place * apart:.1f} {scale.at(value):.1f}h0" for place, value in places if value is not None
+        f"M{_EDGE + place * apart - dash / 2:.1f} {scale.at(value):.1f}h{dash:.0f}"
+        for place, value in places
+        if value is not None
     )
 
 
@@ -286,7 +288,7 @@ def excess(leaf: Numbers) -> float:
 
 def error_ticks() -> tuple[Tick, ...]:
     """The axis of all errors."""
-    return tuple(Tick(_ERRORS.at(value), label) for value, label in ((1e-3, "0.001"), (1.0, "limit"), (1e3, "1000")))
+    return tuple(Tick(_ERRORS.at(value), label) for value, label in ((1e-3, ".001"), (1.0, "limit"), (1e3, "1000")))
 
 
 # --- stages ---

@@ -109,6 +109,11 @@ class Page:
     not_checked: list[tuple[tuple[str, str], int]]
     error_ticks: tuple[Tick, ...]
 
+    @property
+    def timed(self) -> bool:
+        """Whether the speed of anything was measured."""
+        return any(item.ratio for test in self.tests for item in test.items)
+
 
 def make_page(document: dict[str, Any]) -> Page:
     """The parts of the page, from the document that is the JSON report."""
@@ -155,8 +160,8 @@ def _test(place: int, at: int, origin: str, records: Sequence[Record], sources: 
         items,
         cells,
         Axes(
-            latency.ticks(drawings.seconds, apart=38.0) if latency else (),
-            ratio.ticks(drawings.times, apart=24.0) if ratio else (),
+            latency.ticks(drawings.seconds, apart=44.0) if latency else (),
+            ratio.ticks(drawings.times, apart=28.0) if ratio else (),
             calls.ticks(drawings.seconds, apart=11.0) if calls else (),
         ),
         tuple(_branches(items, sources)),
@@ -204,7 +209,7 @@ def _others(paired: Sequence[dict[str, Any]]) -> tuple[tuple[Latency, tuple[Tick
     scale = drawings.latency_scale(paired[1:])
     if scale is None:
         return ()
-    ticks = scale.ticks(drawings.seconds, apart=38.0)
+    ticks = scale.ticks(drawings.seconds, apart=44.0)
     return tuple((drawings.latency(one, scale), ticks) for one in paired[1:])
 
 

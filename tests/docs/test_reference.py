@@ -61,10 +61,16 @@ def _kind(schema: dict[str, Any]) -> str:
     return f"object with {', '.join(f'`{key}`' for key in inner)}" if inner else kind
 
 
+_SECTIONS = [
+    *("outcome", "leaf", "location", "divergence", "branches", "decision", "branch_outcome"),
+    *("performance", "paired", "times", "cold_start", "peak_memory", "judged"),
+]
+
+
 def _schema() -> str:
     schema = json_report.schema()
     described = [name for name, one in schema["$defs"].items() if "properties" in one]
-    described.sort(key=["outcome", "leaf", "location", "divergence", "branches", "decision", "branch_outcome"].index)
+    described.sort(key=_SECTIONS.index)
     parts = [("The document", schema)] + [(name, schema["$defs"][name]) for name in described]
     texts = []
     for title, part in parts:

@@ -123,7 +123,7 @@ def test_lists(text: str, entries: list[str]) -> None:
         ("--export-user-code=a-b", "*--export-user-code: user_code holds 'a-b': give the name of a package*a glob*"),
         ("--export-user-code=,", "*--export-user-code: the list is empty*"),
         ("--export-artifacts=always", "*--export-artifacts: 'always' is not accepted*on, off, retain-on-failure*"),
-        ("--export-report=x.html", "*--export-report: 'x.html'*suffix is one of .json*"),
+        ("--export-report=x.pdf", "*--export-report: 'x.pdf'*suffix is one of .json, .html, .md*"),
         ("--export-output=test_models.py/x", "*--export-output: *test_models.py is not a directory*"),
     ],
 )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import TYPE_CHECKING
 
 import jsonschema
+import pytest
 
 from pytest_torchexport.report.json import schema
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.plugin.conftest import Project
 
 TESTS = """
@@ -76,3 +76,28 @@ def test_nothing_is_written_when_tests_are_only_collected(project: Project) -> N
     project.test(TESTS)
     project.run("--collect-only")
     assert not (project.path / "report.json").exists()
+
+
+def test_each_format_by_its_suffix(project: Project) -> None:
+    project.test(TESTS)
+    project.run("--export-report=a/x.html", "--export-report=x.MD").assert_outcomes(passed=1, failed=2)
+    page = (project.path / "a" / "x.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "baked branch" in page
+    assert "baked branch" in (project.path / "x.MD").read_text(encoding="utf-8")
+    assert len(project.report()["outcomes"]) == 3
+
+
+def test_an_html_report_without_jinja2_stops_pytest_at_its_start(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "jinja2" else find(name, *rest)
+    )
+    project.test(TESTS)
+    result = project.run("--export-report=x.html")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--export-report: 'x.html': *jinja2: pip install 'pytest-torchexport[[]html]'*"])
+    assert not (project.path / "x.html").exists()
+    project.run("--export-report=x.md").assert_outcomes(passed=1, failed=2)
