@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Structure
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, FlatOutput, Structure
 from pytest_torchexport.backends.registry import make_backend
 from pytest_torchexport.check import Policy, Subject, Surroundings, run
 from pytest_torchexport.errors import BackendUnavailable
 from pytest_torchexport.outcome import Cause, Outcome, Verdict
+from pytest_torchexport.plan import make_plan
+from pytest_torchexport.program import make
+from pytest_torchexport.subject import containers, devices
+from pytest_torchexport.subject.state import Snapshot
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+    from pytest_torchexport.subject.call import Call
 
 
 class Scorer(nn.Module):
@@ -190,7 +198,8 @@ def check_backend(backend: str | Backend, device: str = "cpu") -> list[Outcome]:
     then it has to refuse them, or, where its outputs are `Structure.FLAT` and nothing else can be carried (ONNX), the
     verdict has to be a mismatch that names the lost state or mutation. A program with a planted fault has to be a
     `mismatch` or to `fail` when it runs: anything else would mean that the program which was run is not the exported
-    one, or that a part of its behaviour is not looked at.
+    one, or that a part of its behaviour is not looked at. What is timed, `Exported.bound_call`, has to do what a call
+    does, twice in a row, also of a program that `Backend.load_anew` made.
 
     Args:
         backend: a name, a name with options, or an instance.
@@ -215,6 +224,12 @@ def check_backend(backend: str | Backend, device: str = "cpu") -> list[Outcome]:
         f"{fault.name} is not seen: {outcome.message}"
         for fault, outcome in planted.items()
         if not _is_seen(outcome, right[fault.right])
+    ]
+    complaints += [
+        f"{model.__name__}: {complaint}"
+        for model, outcome in right.items()
+        if outcome.verdict is Verdict.EQUIVALENT
+        for complaint in _timed_otherwise(model, made, device)
     ]
     if complaints:
         raise AssertionError("\n".join([f"backend {made.id!r} on {device}:", *complaints]))
@@ -241,3 +256,56 @@ def _is_seen(planted: Outcome, right: Outcome) -> bool:
     """Whether the verdict on a faulty program is due to the fault; a backend may refuse both programs alike."""
     seen = (Verdict.MISMATCH, Verdict.FAILED)
     return planted.verdict in seen or (planted.verdict is Verdict.REFUSED and right.verdict is Verdict.REFUSED)
+
+
+def _timed_otherwise(model: type[nn.Module], backend: Backend, device: str) -> list[str]:
+    """In what a bound call differs from a call of the program, and from that of the program loaded anew."""
+    plan = make_plan(subject_of(model), Policy(backend, device), model.__name__)
+    plan.place(devices.parse(device))
+    snapshot = Snapshot(plan.model)
+    complaints = []
+    with tempfile.TemporaryDirectory() as directory, torch.no_grad():
+        exported, saved = make(backend, plan, snapshot, Path(directory), grad_mode=False)
+        state = containers.clone(exported.read_state())
+
+        def done(program: Exported, form: Callable[[Exported, Call], Callable[[], Any]]) -> Any:
+            """What two calls of a form return and leave behind, from the starting state."""
+            if program.shares_module:
+                snapshot.restore()
+            else:
+                program.reset()
+                program.write_state(state or {})
+            own = plan.example.clone()
+            call = form(program, own)
+            outputs = [containers.clone(call()) for _ in range(2)]
+            return {"output": outputs, "arguments": [own.args, dict(own.kwargs)]}
+
+        wanted = done(exported, _called)
+        complaints += _differences("bound_call", wanted, done(exported, _timed))
+        exported.close()
+        anew = saved.load_anew()
+        complaints += _differences("bound_call after load_anew", wanted, done(anew, _timed))
+        anew.close()
+        snapshot.restore()
+    return complaints
+
+
+def _called(program: Exported, call: Call) -> Callable[[], Any]:
+    return lambda: _plain(program(*call.args, **call.kwargs))
+
+
+def _timed(program: Exported, call: Call) -> Callable[[], Any]:
+    bound = program.bound_call(*call.args, **call.kwargs)
+    return lambda: _plain(program.bound_output(bound()))
+
+
+def _plain(output: Any) -> Any:
+    return output.values if isinstance(output, FlatOutput) else output
+
+
+def _differences(what: str, wanted: Any, got: Any) -> list[str]:
+    try:
+        torch.testing.assert_close(dict(containers.leaves(got)), dict(containers.leaves(wanted)), equal_nan=True)
+    except AssertionError as error:
+        return [f"{what} does not do what a call does: {' '.join(str(error).split())}"]
+    return []

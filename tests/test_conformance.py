@@ -11,6 +11,7 @@ from pytest_torchexport import Backend, Exported, ExportRequest, Outcome, Verdic
 from pytest_torchexport.backends import registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 FAST = ["trace", "script", "compile:backend=aot_eager", "export", "onnx-torchscript"]
@@ -97,3 +98,67 @@ def test_a_refused_fault_is_not_a_seen_one() -> None:
 def test_only_a_form_without_state_may_lose_it() -> None:
     with pytest.raises(AssertionError, match="the right program of InPlace is not accepted"):
         check_backend(Forgets())
+
+
+class BindsWrongly(Forgets):
+    """Right in every call; what is timed is something else."""
+
+    name: ClassVar[str] = "binds-wrongly"
+
+    def __init__(self, bind: Callable[[Exported, tuple[Any, ...]], Callable[[], Any]]) -> None:
+        self.bind = bind
+
+    def load(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
+        return Bound(request.model, self.bind)
+
+
+class Bound(RunsEager):
+    def __init__(self, model: Any, bind: Callable[[Exported, tuple[Any, ...]], Callable[[], Any]]) -> None:
+        super().__init__(model)
+        self._bind = bind
+
+    @property
+    def shares_module(self) -> bool:
+        return True
+
+    def bound_call(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return self._bind(self, args)
+
+
+def _remembered(program: Exported, args: tuple[Any, ...]) -> Callable[[], Any]:
+    output = program(*args)
+    return lambda: output
+
+
+@pytest.mark.parametrize(
+    ("bind", "said"),
+    [
+        (lambda program, args: lambda: program(*[arg.clone() for arg in args]), "InPlace: bound_call does not do"),
+        (_remembered, "Average: bound_call does not do"),
+        (lambda program, args: lambda: program(args[0], *[arg * 2 for arg in args[1:]]), "Scorer: bound_call does not"),
+        (lambda program, args: lambda: None, "Scorer: bound_call does not do what a call does"),
+    ],
+    ids=["on copies", "done before", "other arguments", "nothing"],
+)
+def test_a_bound_call_that_is_no_call_is_caught(bind: Any, said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check_backend(BindsWrongly(bind))
+
+
+def test_a_bound_call_that_is_one_conforms() -> None:
+    check_backend(BindsWrongly(lambda program, args: lambda: program(*args)))
+
+
+class LoadsAnother(BindsWrongly):
+    """Right, but what it loads anew has other weights."""
+
+    def load_anew(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
+        model = copy.deepcopy(request.model)
+        for parameter in model.parameters():
+            parameter.data.add_(1)
+        return Bound(model, self.bind)
+
+
+def test_another_program_loaded_anew_is_caught() -> None:
+    with pytest.raises(AssertionError, match="Scorer: bound_call after load_anew does not do what a call does"):
+        check_backend(LoadsAnother(lambda program, args: lambda: program(*args)))
