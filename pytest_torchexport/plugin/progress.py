@@ -89,7 +89,7 @@ class Progress:
         self._clock = clock
         self._changed = threading.Condition()
         self._running = False
-        self._shown = False
+        self._shown = ""
         self._broken = False
         self._searches = False
         self._name = self._word = ""
@@ -157,7 +157,7 @@ class Progress:
             self._running = False
             self._changed.notify()
             if self._shown:
-                self._shown = False
+                self._shown = ""
                 self._write(_ERASE)
 
     def pytest_enter_pdb(self) -> None:
@@ -180,8 +180,10 @@ class Progress:
         if room < LEAST_ROOM:
             # Whoever else writes has the cursor elsewhere by now: what is shown stays.
             return
-        self._shown = True
-        self._write(f"{_SAVE} {self._text(now, room - 1)}{_ERASE}{_RESTORE}")
+        text = self._text(now, room - 1)
+        if text != self._shown:
+            self._shown = text
+            self._write(f"{_SAVE} {text}{_ERASE}{_RESTORE}")
 
     def _text(self, now: float, room: int) -> str:
         """`[onnx-cpu: export 12 s]`, without the cell's name where there is no room for it."""

@@ -226,15 +226,14 @@ def test_linear(export_check):
     export_check(linear(), X)
 """
 NEVER = 1000.0
+_DECIDING = ("CI", "BUILD_NUMBER", "COLUMNS", "PY_COLORS", "NO_COLOR", "FORCE_COLOR")
 
 
-def _on_a_terminal(project: Project, *args: str, delay: float = 0.05, columns: int = 90, **environ: str) -> Emulator:
-    """What is on the screen after a run of pytest."""
-    project.conftest(BACKENDS.format(delay=delay))
-    project.test(TESTS)
+def _on_a_terminal(project: Project, *args: str, **environ: str) -> tuple[str, int]:
+    """What a run of pytest writes to a terminal of 90 columns, and how it ends."""
     ours, theirs = pty.openpty()
-    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    clean = {name: value for name, value in os.environ.items() if name not in ("CI", "BUILD_NUMBER", "COLUMNS")}
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
+    clean = {name: value for name, value in os.environ.items() if name not in _DECIDING}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=project.path, env=clean | {"TERM": "xterm"} | environ
@@ -250,21 +249,30 @@ def _on_a_terminal(project: Project, *args: str, delay: float = 0.05, columns: i
             break
         written += read
     os.close(ours)
-    assert process.wait() == 1, written.decode()
-    emulator = Emulator(columns)
-    emulator.feed(written.decode().replace("\r\n", "\n"))
+    return written.decode().replace("\r\n", "\n"), process.wait()
+
+
+def _screen_after(project: Project, *args: str, delay: float) -> Emulator:
+    """What is on the screen after a run in which each export takes a while."""
+    project.conftest(BACKENDS.format(delay=delay))
+    project.test(TESTS)
+    written, status = _on_a_terminal(project, *args)
+    assert status == 1, written
+    emulator = Emulator(90)
+    emulator.feed(written)
     return emulator
 
 
-def _without_seconds(lines: list[str]) -> list[str]:
-    return [re.sub(r"=+|[\d.]+s", "", line) for line in lines]
+def _without_chance(lines: list[str]) -> list[str]:
+    """Without seconds and addresses."""
+    return [re.sub(r"=+|[\d.]+s|0x\w+", "", line) for line in lines]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("args", [(), ("-v",)], ids=["default", "verbose"])
 def test_on_a_terminal(project: Project, args: tuple[str, ...]) -> None:
     """It is shown behind what pytest has written, and the screen is in the end as it is without it."""
-    shown = _on_a_terminal(project, *args)
+    shown = _screen_after(project, *args, delay=0.05)
     places = {re.sub(r"\d+ s\]$", "", moment) for moment in shown.moments}
     if args:
         assert places == {
@@ -272,32 +280,54 @@ def test_on_a_terminal(project: Project, args: tuple[str, ...]) -> None:
             "test_models.py::test_linear[script-cpu]  [script-cpu: export ",
         }
     else:
-        assert places == {"test_models.py [trace-cpu: export ", "test_models.py . [script-cpu: export "}
-    plain = _on_a_terminal(project, *args, delay=NEVER)
+        assert places == {"test_models.py  [trace-cpu: export ", "test_models.py . [script-cpu: export "}
+    plain = _screen_after(project, *args, delay=NEVER)
     assert not plain.moments
-    assert _without_seconds(shown.lines) == _without_seconds(plain.lines)
+    assert _without_chance(shown.lines) == _without_chance(plain.lines)
     assert any("printed by the exporter" in line for line in shown.lines), "captured, shown with the failure"
+
+
+ASK = """
+import pathlib
+
+def pytest_sessionfinish(session):
+    found = session.config.pluginmanager.has_plugin("torchexport-progress")
+    pathlib.Path("found.txt").write_text(str(found))
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("args", "environ"),
+    ("args", "environ", "wanted"),
     [
-        (("-q",), {}),
-        (("-s",), {}),
-        (("--capture=tee-sys",), {}),
-        (("--log-cli-level=INFO",), {}),
-        (("--color=no",), {}),
-        (("-n1",), {}),
-        ((), {"CI": "true"}),
-        ((), {"TERM": "dumb"}),
+        ((), {}, True),
+        (("-v",), {}, True),
+        (("-q",), {}, False),
+        (("-s",), {}, False),
+        (("--capture=sys",), {}, False),
+        (("--log-cli-level=INFO",), {}, False),
+        (("--color=no",), {}, False),
+        (("-n1",), {}, False),
+        (("-k", "nothing"), {}, False),
+        ((), {"CI": "true"}, False),
+        ((), {"TERM": "dumb"}, False),
     ],
-    ids=lambda value: " ".join(value) or "-",
+    ids=lambda value: str(value) if isinstance(value, bool) else " ".join(value) or "-",
 )
-def test_nothing_is_shown_where_it_would_disturb(
-    project: Project, args: tuple[str, ...], environ: dict[str, str]
+def test_where_it_would_disturb_there_is_none(
+    project: Project, args: tuple[str, ...], environ: dict[str, str], *, wanted: bool
 ) -> None:
-    assert not _on_a_terminal(project, *args, **environ).moments
+    project.conftest(ASK)
+    project.pytester.makepyfile(
+        test_light="""
+        import pytest
+        @pytest.mark.export_equivalent(backends="trace")
+        def test_light(export_check): ...
+        """
+    )
+    # No test runs, because torch would take seconds to load; with workers, --collect-only uses none.
+    written, _ = _on_a_terminal(project, *args, *(() if "-n1" in args else ["--collect-only"]), **environ)
+    assert (project.path / "found.txt").read_text() == str(wanted), written
 
 
 @pytest.mark.slow
