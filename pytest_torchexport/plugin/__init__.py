@@ -53,7 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
     run = config.stash[RUN] = Run(config)
     if options.any_given(config):
         try:
-            _ = run.settings
+            if run.settings.baseline is not None and run.worker is None:
+                from pytest_torchexport.plugin.baseline import Baseline
+
+                run.baseline = Baseline(*run.settings.baseline)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
     if run.worker is not None:

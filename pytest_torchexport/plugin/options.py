@@ -102,6 +102,12 @@ REPORT = Option(
     f"Write all outcomes to a file. The suffix is the format: {', '.join(REPORT_SUFFIXES)}. May be repeated.",
     repeatable=True,
 )
+BASELINE = Option(
+    "baseline",
+    "FILE",
+    "Compare the times, as multiples of eager's, with those that an earlier run on this machine wrote to the file (JSON); "
+    "what it does not have is added",
+)
 TOLERANCE = "export_tolerance"
 TOLERANCE_HELP = "Tolerances by backend, device and dtype, one a line: onnx: k=10, cuda: precision=tf32, *-float16: k=8"
 BUDGET = "export_budget"
@@ -111,7 +117,7 @@ BUDGET_HELP = (
 OPTIONS = (
     *(BACKENDS, DEVICES, DTYPES, REQUIRE),
     *(INPUTS, SEED, BRANCHES, SEARCH_BUDGET, USER_CODE, LATENCY),
-    *(ARTIFACTS, OUTPUT, REPORT),
+    *(ARTIFACTS, OUTPUT, REPORT, BASELINE),
 )
 
 

@@ -83,6 +83,8 @@ class Reporter:
         unused = not self._records and not options.any_given(self._config)
         if unused or any(self._config.getoption(mode, default=False) for mode in _NO_RUN):
             return
+        if self._run.baseline is not None:
+            self._run.baseline.take(self._in_order())
         if self._run.settings.reports:
             self._write()
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -94,6 +96,8 @@ class Reporter:
             from pytest_torchexport.plugin import terminal
 
             terminal.write_summary(terminalreporter, self._in_order())
+        if self._run.baseline is not None:
+            self._run.baseline.write_summary(terminalreporter)
         for problem in self._problems:
             terminalreporter.write_line(f"export equivalence: {problem}", red=True)
 
@@ -132,7 +136,8 @@ class Reporter:
             self._config.hook.pytest_torchexport_machine(config=self._config, machine=machine)
         except Exception as error:  # noqa: BLE001 - a user's hook must not take the verdicts with it
             self._problems.append(f"the hook pytest_torchexport_machine failed: {error!r}")
-        document = json_report.document(self._in_order(), machine)
+        baseline = self._run.baseline
+        document = json_report.document(self._in_order(), machine, baseline.to_list() if baseline else ())
         for path in self._run.settings.reports:
             try:
                 formats.write(path, document)

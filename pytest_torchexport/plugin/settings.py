@@ -71,6 +71,7 @@ class Settings:
     artifacts: Artifacts
     output: Path
     reports: tuple[Path, ...]
+    baseline: tuple[Path, str] | None
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -81,6 +82,7 @@ def read_settings(config: pytest.Config) -> Settings:
     """
     artifacts = _both(config, options.ARTIFACTS, lambda text: _choice(text, ARTIFACTS))
     output = _output(config)
+    reports = _reports(config)
     return Settings(
         backends=_names(config, options.BACKENDS, names.check_backend),
         devices=_names(config, options.DEVICES, names.check_device),
@@ -96,7 +98,8 @@ def read_settings(config: pytest.Config) -> Settings:
         budgets=read_budgets(config),
         artifacts=artifacts.resolve(None, "retain-on-failure"),
         output=output or config.rootpath / DEFAULT_OUTPUT,
-        reports=_reports(config),
+        reports=reports,
+        baseline=_baseline(config, reports),
     )
 
 
@@ -169,6 +172,17 @@ def not_writable(directory: Path) -> str | None:
     if not existing.is_dir():
         return f"{existing} is not a directory"
     return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written"
+
+
+def _baseline(config: pytest.Config, reports: tuple[Path, ...]) -> tuple[Path, str] | None:
+    """The file, and where it is named."""
+    for where, text, command_line in texts(config, options.BASELINE):
+        path = _path(config, text, command_line=command_line)
+        if path.resolve() in [report.resolve() for report in reports]:
+            msg = f"{where}: {text!r} is the file of a report too, which would overwrite it; give another one"
+            raise UsageError(msg)
+        return path, where
+    return None
 
 
 def _reports(config: pytest.Config) -> tuple[Path, ...]:

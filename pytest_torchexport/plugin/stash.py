@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_torchexport.check import ReferenceStore
+    from pytest_torchexport.plugin.baseline import Baseline
     from pytest_torchexport.plugin.progress import Progress
     from pytest_torchexport.plugin.settings import Settings
 
@@ -38,6 +39,7 @@ class Run:
         seeded: an item is being run whose random numbers must not depend on what ran before it.
         collect_garbage: a failed item may still hold memory of an accelerator.
         progress: shows what a long check is doing; None where nobody would see it.
+        baseline: the earlier run's times; None where none is asked for, and in workers.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -53,6 +55,7 @@ class Run:
         self.seeded = False
         self.collect_garbage = False
         self.progress: Progress | None = None
+        self.baseline: Baseline | None = None
 
     @cached_property
     def settings(self) -> Settings:

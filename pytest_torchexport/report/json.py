@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "pytest-xdist", "hypothesis")
 
 
-def document(outcomes: Sequence[dict[str, Any]], machine: dict[str, Any]) -> dict[str, Any]:
+def document(
+    outcomes: Sequence[dict[str, Any]], machine: dict[str, Any], trend: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """The report.
 
     Args:
         outcomes: what `Outcome.to_dict` returns, each with `result` (what became of the test), `cell` (backend, device
             and dtype as in the test's id) and `origin` (the test's id without them).
         machine: what is known about the machine, names and values.
+        trend: each ratio to eager beside that of an earlier run.
     """
     return {
         "schema": SCHEMA,
@@ -36,6 +39,7 @@ def document(outcomes: Sequence[dict[str, Any]], machine: dict[str, Any]) -> dic
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "outcomes": list(outcomes),
+        "trend": list(trend),
     }
 
 
