@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.latency.trend import Change, Entry
 from pytest_torchexport.measured import multiple
+from pytest_torchexport.plugin.options import BASELINE
+from pytest_torchexport.plugin.settings import not_writable
 from pytest_torchexport.plugin.trends import trends
 from pytest_torchexport.report.files import whole
 
@@ -47,6 +49,8 @@ class Baseline:
         """
         self._path = path.resolve()  # a link stays one
         self._where = f"{where}={path}"
+        # The ini file speaks to every run, also to one without a check.
+        self._asked = where == BASELINE.flag
         self._problem = ""
         self.trends: list[Trend] | None = None
         reason = _unusable(self._path)
@@ -57,6 +61,8 @@ class Baseline:
 
     def take(self, records: Sequence[Record]) -> None:
         """Compare what was timed in this run, and add to the file what it does not have."""
+        if not records and not self._asked:
+            return
         self.trends = trends(records, self._entries)
         new = {one.key: one.now for one in self.trends if one.now is not None and one.then is None}
         if not new:
@@ -83,6 +89,15 @@ class Baseline:
         if self._problem:
             found.append((self._problem, "red"))
         return found
+
+    def write_summary(self, reporter: pytest.TerminalReporter) -> None:
+        """Print the lines below the table."""
+        for text, color in self.lines(reporter.config.get_verbosity()):
+            reporter.write_line(text, **({color: True} if color else {}))
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """The trends as plain data, for the report."""
+        return [one.to_dict() for one in self.trends or ()]
 
     def _read(self) -> dict[Key, Entry]:
         try:
@@ -113,12 +128,6 @@ NOTHING = (
     "them with --export-latency=report"
 )
 _REMEDY = "name another file, or delete this one to start anew"
-
-
-def write_summary(reporter: pytest.TerminalReporter, baseline: Baseline) -> None:
-    """Print the trend below the table."""
-    for text, color in baseline.lines(reporter.config.get_verbosity()):
-        reporter.write_line(text, **({color: True} if color else {}))
 
 
 def entries_of(text: str) -> dict[Key, Entry]:
@@ -211,8 +220,6 @@ def _items(data: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 def _unusable(path: Path) -> str | None:
     """Why the file cannot be read and written; None if it can. Makes nothing."""
-    from pytest_torchexport.plugin.settings import not_writable  # noqa: PLC0415
-
     if path.is_dir():
         return f"{path} is a directory"
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
