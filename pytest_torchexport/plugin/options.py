@@ -105,8 +105,7 @@ REPORT = Option(
 BASELINE = Option(
     "baseline",
     "FILE",
-    "Compare the times, as multiples of eager's, with those that an earlier run on this machine wrote to the file (JSON); "
-    "what it does not have is added",
+    "Compare the ratios to eager's time with those that an earlier run on this machine wrote to the file; add new ones",
 )
 TOLERANCE = "export_tolerance"
 TOLERANCE_HELP = "Tolerances by backend, device and dtype, one a line: onnx: k=10, cuda: precision=tf32, *-float16: k=8"
