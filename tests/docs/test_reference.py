@@ -64,6 +64,7 @@ def _kind(schema: dict[str, Any]) -> str:
 _SECTIONS = [
     *("outcome", "leaf", "location", "divergence", "branches", "decision", "branch_outcome"),
     *("performance", "paired", "times", "cold_start", "peak_memory", "judged"),
+    "trend",
 ]
 
 
