@@ -161,6 +161,11 @@ class Draft:
                 return self.outcome(verdict, "\n".join([head, *speed.told(performance)]))
         return self.equivalent()
 
+    def left_out(self, why: str) -> Outcome:
+        """The outcome of an equivalent program whose speed nobody wants to know in this run."""
+        self.note(NotChecked("its speed", why))
+        return self.equivalent()
+
     def not_measured(self, error: Exception) -> Outcome:
         """The outcome of an equivalent program that could not be timed: whether it keeps its budget is not known."""
         why = f"to time it raises {message.first_sentence(say(error))}"

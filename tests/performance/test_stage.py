@@ -13,6 +13,7 @@ from torch import nn
 
 from pytest_torchexport import Budget, UsageError, check
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest
+from pytest_torchexport.check import Policy, Subject, Surroundings, run
 from pytest_torchexport.latency import measure, peak
 from pytest_torchexport.measured import Performance, Standing
 from pytest_torchexport.outcome import Outcome, Stage, Verdict
@@ -406,3 +407,34 @@ def test_budgets_are_given_by_backend_and_device() -> None:
     slow = functools.partial(checked, Simulated(warm=134 * US))
     assert slow({"onnx": "1.2x"}).performance is None
     assert slow({"*-cpu": "1.2x"}).verdict is Verdict.OVER_BUDGET
+
+
+def run_with(backend: Backend, **policy: Any) -> Outcome:
+    """A check as the plugin runs it."""
+    return run(Subject(Twice(), (X,)), Policy(backend=backend, branches="off", n_inputs=2, **policy), Surroundings())
+
+
+def test_a_budget_that_is_only_reported_fails_nothing() -> None:
+    outcome = run_with(Simulated(warm=134 * US), latency=Budget("1.2x"), enforce=False)
+    assert outcome.verdict is Verdict.EQUIVALENT
+    assert performance_of(outcome).judged[0].standing is Standing.OVER
+    assert not performance_of(outcome).enforced
+
+
+def test_what_is_left_out_is_in_the_ledger() -> None:
+    backend = Simulated(warm=134 * US)
+    outcome = run_with(backend, latency_left_out="--export-latency=off (budget: 1.2x)")
+    assert outcome.verdict is Verdict.EQUIVALENT
+    assert outcome.performance is None
+    assert backend.starts == []
+    assert [entry.why for entry in outcome.not_checked] == ["--export-latency=off (budget: 1.2x)"]
+
+
+def test_beside_other_processes_a_ratio_is_judged_and_an_excess_in_seconds_is_not() -> None:
+    outcome = run_with(Simulated(warm=134 * US), latency=Budget("1.2x", median="120us"), crowd=3)
+    ratio, median = performance_of(outcome).judged
+    assert ratio.standing is Standing.OVER
+    assert median.standing is Standing.INCONCLUSIVE
+    assert "beside 3 other test processes" in median.why
+    kept = performance_of(run_with(Simulated(), latency=Budget(median="120us"), crowd=3)).judged[0]
+    assert kept.standing is Standing.WITHIN
