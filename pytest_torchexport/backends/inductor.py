@@ -26,9 +26,13 @@ def missing_compiler() -> str | None:
 
 @contextlib.contextmanager
 def from_nothing() -> Iterator[None]:
-    """Compile as on a machine that never did: neither a cache on disk nor one in memory has anything from before."""
-    from torch._inductor import config, utils  # noqa: PLC0415 loads inductor
+    """Compile as on a machine that never did: no cache, in memory, on disk or in the network, knows anything."""
+    from torch._functorch import config as functorch  # noqa: PLC0415 loads inductor
+    from torch._inductor import config, utils  # noqa: PLC0415
 
-    # The first is for graphs and kernels by their content, the second for the compiled C++ and Triton sources.
-    with config.patch(force_disable_caches=True), utils.fresh_cache():
+    with (
+        config.patch(fx_graph_remote_cache=False, autotune_remote_cache=False, bundled_autotune_remote_cache=False),
+        functorch.patch(enable_remote_autograd_cache=False),
+        utils.fresh_cache(),
+    ):
         yield
