@@ -184,11 +184,14 @@ class Performance:
 
 
 def _paired(data: dict[str, Any]) -> Paired:
-    return Paired(**data | {side: _times(data[side]) for side in ("eager", "exported")})
+    numbers = {name: float(data[name]) for name in ("ratio", "low", "high")}
+    return Paired(**data | numbers | {side: _times(data[side]) for side in ("eager", "exported")})
 
 
 def _times(data: dict[str, Any]) -> Times:
-    return Times(**data | {"quantiles": tuple(data["quantiles"])})
+    # JSON has no infinity: an end of an interval that is not known is a string there.
+    numbers = {name: float(data[name]) for name in ("median", "low", "high", "noise")}
+    return Times(**data | numbers | {"quantiles": tuple(map(float, data["quantiles"]))})
 
 
 def seconds(value: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from pytest_torchexport.backends.item_names import most_exact
+from pytest_torchexport.backends.item_names import is_known, most_exact
 from pytest_torchexport.backends.registry import unknown
 from pytest_torchexport.errors import UsageError
 
@@ -104,7 +104,7 @@ class Budget:
                 # Two ways to write the same figure are equal.
                 object.__setattr__(self, name, _normal(name, value))
         object.__setattr__(self, "inputs", _labels(self.inputs))
-        if not isinstance(self.copies, bool):
+        if type(self.copies) is not bool:
             msg = f"Budget copies={self.copies!r} is not accepted: give True or False"
             raise UsageError(msg)
         values = {limit.name: limit.value for limit in self.limits}
@@ -203,12 +203,20 @@ def budget_of(given: Given, names: Sequence[str]) -> Budget | None:
         None if the test limits other items only.
 
     Raises:
-        UsageError: as `as_budgets`.
+        UsageError: as `as_budgets`, or a name is that of no backend, device or dtype.
     """
     if given is None:
         return None
     read = as_budgets(given)
-    return read if isinstance(read, Budget) else most_exact(read, names)
+    if isinstance(read, Budget):
+        return read
+    for name in read:
+        if not is_known(name):
+            msg = (
+                f"latency: {name!r} names no backend, device or dtype: give 'compile', 'cuda', 'onnx-cuda' or '*-cuda'"
+            )
+            raise UsageError(msg)
+    return most_exact(read, names)
 
 
 # --- reading ---

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_torchexport.backends.registry import backend_names
 from pytest_torchexport.diagnose.coverage import branches_ledger
 from pytest_torchexport.outcome import Verdict
-from pytest_torchexport.plugin import branches
+from pytest_torchexport.plugin import branches, speeds
 from pytest_torchexport.plugin.matrix import Cell
 from pytest_torchexport.plugin.transport import cell_of, origin_of
 
@@ -42,16 +42,26 @@ def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record]) 
     shown = (
         rows if verbosity > 0 or len(rows) <= MAX_ROWS else {name: row for name, row in rows.items() if not _fine(row)}
     )
-    for line in table(shown, width - 1):
-        for text, color in line:
-            reporter.write(text, **({color: True} if color else {}))
-        reporter.write("\n")
+    _write(reporter, table(shown, width - 1))
     if len(shown) < len(rows):
         reporter.write_line(f"... and {len(rows) - len(shown)} tests with nothing but ok (-v shows them)")
+    timed = speeds.measured(records)
+    if timed:
+        reporter.write("\n")
+        labels = _labels([record["test"] for record in timed])
+        _write(reporter, speeds.section(timed, labels, width - 1, everything=verbosity > 0))
+        reporter.write("\n")
     if verbosity > 0:
         for detail in details(records) + _branch_details(reporter, rows):
             reporter.write_line(detail)
     reporter.write_line(totals(records))
+
+
+def _write(reporter: pytest.TerminalReporter, lines: Iterable[Line]) -> None:
+    for line in lines:
+        for text, color in line:
+            reporter.write(text, **({color: True} if color else {}))
+        reporter.write("\n")
 
 
 def collected(items: Iterable[pytest.Item]) -> list[str]:
@@ -152,7 +162,7 @@ def totals(records: Iterable[Record]) -> str:
 
 
 def details(records: Iterable[Record]) -> list[str]:
-    """For -v: inputs by kind, durations, a tolerance that is set and the not-checked ledger of each check."""
+    """For -v: inputs by kind, durations, a tolerance that is set, speed and the not-checked ledger of each check."""
     lines: list[str] = []
     for record in records:
         if record["durations"]:
@@ -167,6 +177,7 @@ def details(records: Iterable[Record]) -> list[str]:
             lines.append(f"{record['test']}: {record['message'].splitlines()[0]}")
         if record["tolerance"].startswith("set"):
             lines.append(f"  tolerance set by hand: {record['tolerance'].removeprefix('set: ')}")
+        lines += speeds.details(record)
         # Branches are those of the test, not of one backend: `branches.details` shows them once.
         own = {(entry.what, entry.why) for entry in branches_ledger(branches.coverage_of(record))}
         counted = Counter((entry["what"], entry["why"]) for entry in record["not_checked"])

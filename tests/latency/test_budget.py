@@ -175,3 +175,8 @@ def test_what_a_test_may_not_give(given: Any, message: str) -> None:
     with pytest.raises(UsageError) as error:
         as_budgets(given)
     assert message in str(error.value)
+
+
+def test_a_name_of_no_item_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"latency: 'onxx' names no backend, device or dtype: give 'compile'"):
+        budget_of({"onnx": "2x", "onxx": "2x"}, CUDA)
