@@ -26,6 +26,8 @@ _MIDDLE = 22.0
 _TALL = 17.0
 LATENCY, RATIO, ERROR, CALLS, STAGES = 190.0, 84.0, 84.0, 132.0, 78.0
 """Widths of the plots, without their words."""
+STAGE_SHADES = ("export", "compare", "latency")
+"""Stages with a shade of their own; the others share one."""
 _EDGE = 4.0
 _CELLS = 56
 """Steps of a distribution's outline."""
@@ -296,9 +298,9 @@ def error_ticks() -> tuple[Tick, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Seconds by stage as pieces of a bar (linear): each with its place, its width and its name."""
+    """Seconds by stage as pieces of a bar (linear): each with its place, its width, its name and its shade."""
 
-    pieces: tuple[tuple[float, float, str], ...]
+    pieces: tuple[tuple[float, float, str, int], ...]
     text: str
     more: str
     title: str
@@ -314,7 +316,8 @@ def stages(durations: Numbers, longest: float) -> Stages | None:
     for name, value in spent.items():
         wide = STAGES * value / longest
         if wide >= 0.5:
-            pieces.append((round(at, 1), round(max(wide - 0.6, 0.4), 1), name))
+            shade = STAGE_SHADES.index(name) if name in STAGE_SHADES else len(STAGE_SHADES)
+            pieces.append((round(at, 1), round(max(wide - 0.6, 0.4), 1), name, shade))
         at += wide
     most = max(spent, key=lambda name: spent[name])
     title = ", ".join(f"{name} {seconds(value)}" for name, value in spent.items())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.report import drawings, text
@@ -9,8 +12,6 @@ from pytest_torchexport.report.files import whole
 from pytest_torchexport.report.page import make_page
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import jinja2
 
 _MESSAGE = 20_000
@@ -33,6 +34,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
         file.writelines(template.generate(page=make_page(document)))
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Where the template is rendered: every value is cleaned, then escaped."""
     import jinja2  # noqa: PLC0415 - an extra
@@ -50,6 +52,7 @@ def environment() -> jinja2.Environment:
         "size": text.size,
         "times": text.times,
         "figure": _figure,
+        "near": _near,
         "message": lambda value: text.cut(str(value), _MESSAGE),
         "percent": _percent,
     }
@@ -72,3 +75,9 @@ def _figure(value: Any) -> str:
 def _percent(value: Any) -> str:
     found = text.number(value)
     return "?" if found is None else f"{found:.0%}"
+
+
+def _near(file: str) -> str:
+    """The path as it is from here, where it is below this folder."""
+    here = str(Path.cwd())
+    return file[len(here) + 1 :] if file.startswith(here + os.sep) else file

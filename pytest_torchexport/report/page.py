@@ -89,6 +89,11 @@ class Test:
         return ", ".join(dict.fromkeys(one.record["model"] for one in self.items if one.record.get("model")))
 
     @property
+    def has_budget(self) -> bool:
+        """Whether the ratio of a check has a budget."""
+        return any(one.ratio is not None and one.ratio.budget is not None for one in self.items)
+
+    @property
     def covered(self) -> str:
         """`2/2` outcomes of decisions; empty where there are none."""
         return ", ".join(dict.fromkeys(f"{one.reached}/{one.known}" for one in self.branches))

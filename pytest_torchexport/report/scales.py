@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_ROUND = (1.0, 2.0, 5.0)
-_FEW = 3
+_ROUND = (((1.0, 2.0, 5.0), 1), ((1.0, 3.0), 1), ((1.0,), 1), ((1.0,), 2), ((1.0,), 3), ((1.0,), 6), ((1.0,), 12))
+"""What is labelled in each power of ten, and every how many powers; the first that there is room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,12 @@ class LogScale:
         return round(self.start + part * (self.end - self.start), 1)
 
     def ticks(self, label: Callable[[float], str], *, apart: float) -> tuple[Tick, ...]:
-        """Round numbers within the scale, at least `apart` from each other; powers of ten where they are enough."""
+        """Round numbers within the scale, at least `apart` from each other, as many as there is room for."""
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        tens = [10.0**power for power in range(first, last + 1) if self.low <= 10.0**power <= self.high]
-        if len(tens) < _FEW:
-            steps = (factor * 10.0**power for power in range(first, last + 1) for factor in _ROUND)
-            tens = [value for value in steps if self.low <= value <= self.high]
-        kept: list[Tick] = []
-        for value in tens:
-            at = self.at(value)
-            if not kept or abs(at - kept[-1].at) >= apart:
-                kept.append(Tick(at, label(value)))
-        return tuple(kept)
+        for factors, step in _ROUND:
+            powers = range(first - first % step, last + 1, step)
+            values = [factor * 10.0**power for power in powers for factor in factors]
+            kept = [(self.at(value), value) for value in values if self.low < value < self.high]
+            if all(abs(after - before) >= apart for (before, _), (after, _) in pairwise(kept)):
+                break
+        return tuple(Tick(at, label(value)) for at, value in kept)

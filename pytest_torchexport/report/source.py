@@ -84,6 +84,7 @@ def _excerpts(file: str, lines: Sequence[str], found: dict[int, list[dict[str, A
     for line, ones in found.items():
         around = _AROUND if any(map(missed, ones)) else 1
         wanted |= set(range(max(1, line - around), min(len(lines), line + around) + 1))
+    wanted -= {line for line in wanted if not lines[line - 1].strip()}
     groups: list[list[int]] = []
     for line in sorted(wanted):
         if groups and line <= groups[-1][-1] + 2:  # a gap of one line is closed
