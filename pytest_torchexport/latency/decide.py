@@ -164,5 +164,5 @@ def _times(times: NDArray[np.float64], samples: Samples) -> Times:
 
 def _rounded(count: int) -> int:
     """A number with two digits that count."""
-    step = 10 ** max(0, len(str(count)) - 2)
-    return -(-count // step) * step
+    step: int = 10 ** max(0, len(str(count)) - 2)
+    return math.ceil(count / step) * step

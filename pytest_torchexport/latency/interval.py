@@ -73,7 +73,8 @@ def likeness(series: NDArray[np.float64], share: float, error: float) -> float:
     ratio = float((means**2).mean()) * block / (1 - block / length) / variance if block < length else 1.0
     if ratio <= 1:
         return 1.0
-    return ratio * _widening(length / block - 1, error) if length >= FEW else ratio
+    # Only what goes beyond independence is uncertain: the binomial ranks have the rest exactly.
+    return 1 + (ratio - 1) * (_widening(length / block - 1, error) if length >= FEW else 1.0)
 
 
 def needed(series: NDArray[np.float64], share: float, error: float) -> int:

@@ -121,12 +121,12 @@ def time_pair(
         Exception: whatever a call raises.
     """
     clock = clock or clock_of(device)
-    turns = _turns(random.Random(seed))  # noqa: S311 no secrets
+    rng = random.Random(seed)  # noqa: S311 no secrets
     with collector_held() as collect:
         start = clock()
-        warm = _warm_up(eager, exported, turns, clock, collect)
+        warm = _warm_up(eager, exported, _turns(rng), clock, collect)
         together = 1 if single or eager.before or exported.before or device.type != "cpu" else _batch(warm)
-        samples = _sample(eager, exported, turns, clock, collect, decided, together, cap_s)
+        samples = _sample(eager, exported, _turns(rng), clock, collect, decided, together, cap_s)
         seconds = (clock() - start) / SECOND
     return Timing(label, samples, len(warm.eager), warm.settled, seconds)
 

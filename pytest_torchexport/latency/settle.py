@@ -19,6 +19,8 @@ FALL = 0.05
 """Times that fall by less than this have settled, where more of them are coming."""
 CLEAR_FALL = 0.1
 """The same for a short series that is all there is: noise must not look like a slow start."""
+SHORT = 24
+"""Times that are compared by halves."""
 
 
 def settled_after(times: Sequence[float]) -> int | None:
@@ -38,31 +40,30 @@ def settled_after(times: Sequence[float]) -> int | None:
     if len(series) < RUN:
         return None
     last = series[-max(RUN, len(series) // 4) :]
-    level = float(np.median(last))
-    lower, upper = np.quantile(last, (0.25, 0.75))
+    level, upper = (float(one) for one in np.quantile(last, (0.25, 0.75)))
     # Where the times jump between two levels, both are settled; what takes twice as long never is.
-    limit = level + min(max(3 * (upper - lower), 0.25 * level), level)
+    limit = level + min(max(3 * (upper - level), 0.25 * level), level)
     slow = series > limit
     for start in range(len(series) - RUN + 1):
         rest = len(series) - start
         few_slow = not slow[start : start + RUN].any() and slow[start:].sum() <= max(1, LATE * rest)
-        if few_slow and not falls(series[start:], windows=2, by=CLEAR_FALL):
+        if few_slow and not falls(series[start:], by=CLEAR_FALL):
             return start
     return None
 
 
-def falls(times: Sequence[float] | NDArray[np.float64], *, windows: int = 3, by: float = FALL) -> bool:
+def falls(times: Sequence[float] | NDArray[np.float64], *, by: float = FALL) -> bool:
     """Whether the times still fall at the end of a series: by a relevant part, and by more than noise explains.
 
     The last window is compared with the one before it, by their medians and by the rank sum of Mann and Whitney.
 
     Args:
         times: in order.
-        windows: how many windows the series is cut into.
         by: the part by which times have to fall to be called falling.
     """
     series = np.asarray(times, dtype=float)
-    width = len(series) // windows
+    # A short series cannot spare its beginning, which a longer one has as the first of three windows.
+    width = len(series) // (2 if len(series) < SHORT else 3)
     if width == 0:
         return True
     before, last = series[-2 * width : -width], series[-width:]
