@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pytest_torchexport.subject import objects
-from pytest_torchexport.subject.ingredients import EXACT, Ingredients, Opaque, ingredients
+from pytest_torchexport.subject.ingredients import EXACT, Ingredients, Opaque, ingredients, without_notes
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 
@@ -117,7 +117,7 @@ class _Digest:
         shape = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
         self._say(f"{tensor.dtype}{shape}{tensor.device}{given.requires_grad}{storage}")
         hooks = [hook for name in _HOOKS for hook in (getattr(given, name, None) or {}).values()]
-        self._add_all(Ingredients("tensor", (kind, vars(given), hooks)))
+        self._add_all(Ingredients("tensor", (kind, without_notes(vars(given)), hooks)))
         if tensor.numel():
             bits = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
             self._hash.update(bits.cpu().numpy().data)

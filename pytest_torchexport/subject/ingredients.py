@@ -244,6 +244,11 @@ def _is_entry(value: Any) -> bool:
 # --- code ---
 
 
+def without_notes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a tensor or function without what torch.compile notes there for itself; eager reads none."""
+    return {name: item for name, item in attributes.items() if not name.startswith(("_dynamo_", "_torchdynamo_"))}
+
+
 def _code(code: types.CodeType) -> Ingredients:
     variables = (code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags, code.co_argcount)
     place = (code.co_filename, code.co_firstlineno)  # what is told of a decision is the line that it is in
@@ -258,7 +263,7 @@ def _function(function: types.FunctionType) -> Ingredients:
         return Ingredients(name, identities=(function,))
     cells = tuple(cell.cell_contents for cell in walk.filled(function).values())
     constants, identities = _read_by(function)
-    own = {key: item for key, item in vars(function).items() if key != "__wrapped__"}
+    own = {key: item for key, item in without_notes(vars(function)).items() if key != "__wrapped__"}
     parts = (function.__code__, constants, function.__defaults__, function.__kwdefaults__, cells, own)
     return Ingredients(name, parts, identities)
 
