@@ -263,6 +263,148 @@ def test_declared_dims_are_dynamic_from_the_start(compiled: Callable[..., Compil
     assert _runs(compiled(nn.Linear(3, 3), x, dynamic_shapes=shapes, dynamic=False), sizes)["graphs"] == 4
 
 
+class Growing(nn.Module):
+    """Another Python value in each call: nothing that was compiled before fits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = ""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.word += "a"
+        return x * len(self.word)
+
+
+class Half(nn.Module):
+    """Two compiled functions, of which only the inner one meets the recompile limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Growing()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        print(end="")
+        y = y + 1
+        y = self.inner(y)
+        print(end="")
+        return y
+
+
+@pytest.mark.parametrize("model", [Growing(), Half()], ids=lambda model: type(model).__name__)
+def test_a_bound_call_that_falls_back_to_eager_is_no_time(compiled: Callable[..., Compiled], model: nn.Module) -> None:
+    bound = compiled(model, torch.rand(3)).bound_call(torch.rand(3))
+
+    def calls() -> None:
+        for _ in range(2 * torch._dynamo.config.recompile_limit):
+            bound()
+
+    with pytest.raises(NothingCompiled, match="limit of 8"):
+        calls()
+
+
+@pytest.mark.parametrize("model", [Hopeless(), Disabled(), nn.Identity()], ids=lambda model: type(model).__name__)
+def test_a_bound_call_of_which_nothing_was_compiled(compiled: Callable[..., Compiled], model: nn.Module) -> None:
+    program = compiled(model, torch.rand(3))
+    with pytest.raises(NothingCompiled, match=type(model).__name__):
+        program.bound_call(torch.rand(3))()
+
+
+def test_a_bound_call_whose_code_is_dropped_compiles_again(compiled: Callable[..., Compiled]) -> None:
+    program = compiled(torch.sin, torch.rand(3))
+    x = torch.rand(3)
+    bound = program.bound_call(x)
+    bound()
+    torch._dynamo.reset()
+    for _ in range(3):
+        assert torch.equal(bound(), torch.sin(x))
+
+
+def test_a_bound_call_under_a_stance_of_the_users_is_compiled(compiled: Callable[..., Compiled]) -> None:
+    program = compiled(torch.sin, torch.rand(3))
+    with torch.compiler.set_stance("force_eager"):
+        bound = program.bound_call(torch.rand(3))
+        bound()
+        bound()
+    assert program.details["graph_runs"] == 3
+
+
+def test_a_bound_call_on_a_path_without_operations(compiled: Callable[..., Compiled]) -> None:
+    program = compiled(early_return, torch.rand(3), True)
+    x = torch.rand(3)
+    bound = program.bound_call(x, False)
+    assert bound() is bound() is x
+
+
+def test_the_dims_of_a_bound_call_are_dynamic(compiled: Callable[..., Compiled]) -> None:
+    shapes = {"input": {0: torch.export.Dim("batch")}}
+    program = compiled(nn.Linear(3, 3), torch.rand(5, 3), dynamic_shapes=shapes)
+    anew = Compile(backend="eager").load_anew(program, None, program._request)
+    assert isinstance(anew, Compiled)
+    anew.bound_call(torch.rand(5, 3))()
+    anew.bound_call(torch.rand(7, 3))()
+    assert anew._counting.graphs == 1
+
+
+def test_what_is_loaded_anew_has_compiled_nothing(compiled: Callable[..., Compiled]) -> None:
+    program = compiled(torch.sin, torch.rand(3))
+    program.close()
+    anew = Compile(backend="eager").load_anew(program, None, program._request)
+    assert isinstance(anew, Compiled)
+    assert anew._counting.graphs == 0
+    anew.bound_call(torch.rand(3))()
+    assert anew._counting.graphs == 1
+
+
+def test_a_bound_call_is_watched_only_while_something_is_compiled(
+    compiled: Callable[..., Compiled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = compiled(torch.sin, torch.rand(3))
+    program.bound_call(torch.rand(3))()
+    monkeypatch.setattr(program, "_run", None)
+    for _ in range(2):
+        program.bound_call(torch.rand(3))()
+
+
+class Block(nn.Module):
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * self.factor
+        print(end="")
+        return y.relu()
+
+
+def by_parts(x: torch.Tensor, word: str) -> torch.Tensor:
+    y = x + 1
+    print(end="")
+    return y * len(word)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "recompiles"),
+    [
+        (nn.Linear(3, 3), [(torch.rand(2, 3),), (torch.rand(2, 3),)], 0),
+        (nn.Linear(3, 3), [(torch.rand(2, 3),), (torch.rand(4, 3),), (torch.rand(5, 3),)], 1),
+        (nn.Linear(3, 3), [(torch.rand(2, 3),), (torch.rand(4, 3),), (torch.rand(1, 3),)], 2),
+        (Broken(), [(torch.rand(2),), (torch.rand(3),), (torch.rand(4),)], 1),
+        (nn.Sequential(Block(1), Block(2), Block(3)), [(torch.rand(2),), (torch.rand(2),)], 0),
+        (by_parts, [(torch.rand(2), word) for word in ("", "a", "aa", "a")], 2),
+    ],
+    ids=["the same", "another size", "the size 1", "a graph break", "a function for each layer", "behind a break"],
+)
+def test_recompiles_are_what_other_inputs_than_the_example_cost(
+    compiled: Callable[..., Compiled], model: Any, inputs: list[tuple[Any, ...]], recompiles: int
+) -> None:
+    program = compiled(model, *inputs[0])
+    for args in inputs:
+        program(*args)
+    assert program.recompiles == program.details["recompiles"] == recompiles
+    assert len(program.details["recompile_reasons"]) == recompiles
+
+
 def test_marks_follow_the_containers() -> None:
     dim = torch.export.Dim("n")
     x, y, z, w = (torch.rand(4, 5) for _ in range(4))
