@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.measured import Standing, multiple, seconds, size
+from pytest_torchexport.plugin.options import LATENCY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +17,9 @@ Line = list[tuple[str, str]]
 
 MAX_ROWS = 30
 """Without -v, of more measurements only those that matter most are shown."""
+
+SPEED = "its speed"
+"""What the not-checked ledger calls the speed of a check."""
 
 _WORST_FIRST = (Standing.OVER, Standing.INCONCLUSIVE, Standing.NOT_CHECKED, Standing.WITHIN)
 
@@ -42,6 +47,19 @@ def section(records: Sequence[Record], labels: Sequence[str], width: int, *, eve
     if len(shown) < len(records):
         lines.append([(f"... and {len(records) - len(shown)} more that were measured (-v shows them)", "")])
     return lines
+
+
+def left_out(records: Sequence[Record]) -> list[str]:
+    """Why checks that have a budget, or were to be reported, were not measured; nothing where the user said so."""
+    reasons = Counter(
+        entry["why"].partition(" (budget: ")[0]
+        for record in records
+        for entry in record["not_checked"]
+        if entry["what"] == SPEED and not entry["why"].startswith(LATENCY.flag)
+    )
+    return [
+        f"latency of {count} check{'' if count == 1 else 's'} was not measured: {why}" for why, count in reasons.items()
+    ]
 
 
 def details(record: Record) -> list[str]:

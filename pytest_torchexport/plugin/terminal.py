@@ -51,6 +51,8 @@ def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record]) 
         labels = _labels([record["test"] for record in timed])
         _write(reporter, speeds.section(timed, labels, width - 1, everything=verbosity > 0))
         reporter.write("\n")
+    for reason in speeds.left_out(records):
+        reporter.write_line(reason, yellow=True)
     if verbosity > 0:
         for detail in details(records) + _branch_details(reporter, rows):
             reporter.write_line(detail)

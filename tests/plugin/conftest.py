@@ -50,6 +50,34 @@ def fabricated(monkeypatch):
 """A conftest that gives each outcome the branch coverage of a gate."""
 
 
+LISTENING = """
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import pytest
+
+@pytest.fixture(autouse=True)
+def listening(monkeypatch, request):
+    engine = importlib.import_module("pytest_torchexport.check")
+    run = engine.run
+    def listen(subject, policy, surroundings):
+        told = {
+            "latency": None if policy.latency is None else str(policy.latency),
+            "enforce": policy.enforce,
+            "crowd": policy.crowd,
+            "left_out": policy.latency_left_out,
+            "worker": os.environ.get("PYTEST_XDIST_WORKER"),
+        }
+        with pathlib.Path(__file__).with_name("told.jsonl").open("a") as file:
+            print(json.dumps({surroundings.test.partition("::")[2]: told}), file=file)
+        return run(subject, dataclasses.replace(policy, latency=None), surroundings)
+    monkeypatch.setattr(engine, "run", listen)
+"""
+"""A conftest that notes what the engine is told of latency, and measures nothing."""
+
+
 class Project:
     """A folder with tests; `run` runs pytest on it."""
 
@@ -82,6 +110,18 @@ class Project:
     def run_apart(self, *args: str) -> pytest.RunResult:
         """Run pytest in a process of its own, with a JSON report."""
         return self.pytester.runpytest_subprocess("--export-report=report.json", *args)
+
+    def told(self, *args: str, apart: bool = False) -> dict[str, dict[str, Any]]:
+        """Run pytest; return what the engine is told of latency, by what follows `::` in each test's id."""
+        self.conftest(LISTENING)
+        notes = self.path / "told.jsonl"
+        notes.unlink(missing_ok=True)
+        result = (self.run_apart if apart else self.run)(*args)
+        assert result.ret == 0, result.stdout.str()
+        found: dict[str, dict[str, Any]] = {}
+        for line in notes.read_text(encoding="utf-8").splitlines():
+            found |= json.loads(line)
+        return found
 
     def report(self) -> dict[str, Any]:
         """The JSON report of the last run."""

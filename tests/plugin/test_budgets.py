@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project
-
-LISTENING = """
-import dataclasses
-import importlib
-import json
-import os
-import pathlib
-import pytest
-
-@pytest.fixture(autouse=True)
-def listening(monkeypatch, request):
-    engine = importlib.import_module("pytest_torchexport.check")
-    run = engine.run
-    def listen(subject, policy, surroundings):
-        told = {
-            "latency": None if policy.latency is None else str(policy.latency),
-            "enforce": policy.enforce,
-            "crowd": policy.crowd,
-            "left_out": policy.latency_left_out,
-            "worker": os.environ.get("PYTEST_XDIST_WORKER"),
-        }
-        with pathlib.Path(__file__).with_name("told.jsonl").open("a") as file:
-            print(json.dumps({surroundings.test.partition("::")[2]: told}), file=file)
-        return run(subject, dataclasses.replace(policy, latency=None), surroundings)
-    monkeypatch.setattr(engine, "run", listen)
-"""
-"""A conftest that notes what the engine is told of latency, and measures nothing."""
 
 ONE = """
 @pytest.mark.export_equivalent(backends=["trace", "script"], n_inputs=0{more})
@@ -44,22 +16,9 @@ def test_one(export_check):
 """
 
 
-def told(project: Project, *args: str, apart: bool = False) -> dict[str, dict[str, Any]]:
-    """What the engine is told of each item."""
-    project.conftest(LISTENING)
-    notes = project.path / "told.jsonl"
-    notes.unlink(missing_ok=True)
-    result = (project.run_apart if apart else project.run)(*args)
-    assert result.ret == 0, result.stdout.str()
-    found: dict[str, dict[str, Any]] = {}
-    for line in notes.read_text(encoding="utf-8").splitlines():
-        found |= json.loads(line)
-    return found
-
-
 def budgets(project: Project, *args: str) -> dict[str, str | None]:
     """The budget that the engine is told of each item; `measured` for an empty one."""
-    return {test: one["latency"] for test, one in told(project, *args).items()}
+    return {test: one["latency"] for test, one in project.told(*args).items()}
 
 
 def test_a_budget_for_all_items(project: Project) -> None:
@@ -89,7 +48,7 @@ def test_budgets_by_backend_and_device(project: Project) -> None:
 
 def test_an_item_without_a_budget_is_not_measured(project: Project) -> None:
     project.test(ONE.format(more=", latency={'script': '2x'}"))
-    found = told(project)
+    found = project.told()
     assert found["test_one[trace-cpu]"] == {
         "latency": None,
         "enforce": True,
@@ -126,7 +85,7 @@ def test_a_selection_leaves_budgets_of_other_backends_alone(project: Project) ->
 def test_report_measures_everything_and_enforces_nothing(project: Project, ini: str) -> None:
     project.ini(ini)
     project.test(ONE.format(more=", latency={'script': '2x'}"))
-    found = told(project, "--export-latency=report")
+    found = project.told("--export-latency=report")
     assert {test: (one["latency"], one["enforce"], one["left_out"]) for test, one in found.items()} == {
         "test_one[trace-cpu]": ("no limit", False, ""),
         "test_one[script-cpu]": ("2x", False, ""),
@@ -137,7 +96,7 @@ def test_report_measures_everything_and_enforces_nothing(project: Project, ini: 
 def test_off_measures_nothing_and_says_so(project: Project, ini: str, args: tuple[str, ...]) -> None:
     project.ini(ini)
     project.test(ONE.format(more=", latency={'script': '2x'}"))
-    found = told(project, *args)
+    found = project.told(*args)
     assert {test: (one["latency"], one["left_out"]) for test, one in found.items()} == {
         "test_one[trace-cpu]": (None, ""),
         "test_one[script-cpu]": (None, "--export-latency=off (budget: 2x)"),
