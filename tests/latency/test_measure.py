@@ -90,7 +90,7 @@ def test_a_side_that_is_made_ready_is_called_once_for_each_time(of: str) -> None
 
 
 def test_turns_are_random_and_balanced() -> None:
-    seen = Counter()
+    seen: Counter[tuple[str, ...]] = Counter()
     for seed in range(40):
         machine = Machine()
         timed(machine, *machine.sides(0.02, 0.02), seed=seed)
