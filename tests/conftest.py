@@ -31,8 +31,10 @@ import_module("torch._dynamo").list_backends()  # imports the compilers
 pytest_plugins = ["pytester"]
 
 _THOROUGH = (
-    "test_search.py::test_what_can_be_reached_is_reached[[12]]",
-    "test_search.py::test_most_is_reached_in_modules_that_the_search_was_not_built_for[[12]]",
+    "test_search.py::test_what_can_be_reached_is_reached[[][12]]",
+    "test_search.py::test_most_is_reached_in_modules_that_the_search_was_not_built_for[[][12]]",
+    "test_search.py::test_the_same_seed_gives_the_same_report[[]*equilibrium]",
+    "test_search.py::test_the_same_seed_gives_the_same_report[[]*weighted-checksum]",
     "test_script.py::*[[]aoti]",
     "test_script.py::test_what_torch_export_does_not_capture_is_made_from_its_source",
     "test_ready_test.py::test_it_fails_in_the_same_way[[][!bc]*]",
@@ -42,6 +44,7 @@ _THOROUGH = (
     "test_causes.py::*[[]aoti-*]",
     "test_torch_warnings.py::test_aoti_*",
     "test_conformance.py::test_built_in_backend_conforms[[]aoti]",
+    "test_latency.py::test_every_backend_is_measured[[]aoti]",
     "test_corpus.py::test_backends_are_as_right_as_said[[]onnx-[cd]*]",
 )
 """Tests that compile or start processes for a variant of what others cover: continuous integration has 15 minutes."""
