@@ -329,6 +329,14 @@ def test_a_bound_call_under_a_stance_of_the_users_is_compiled(compiled: Callable
     assert program.details["graph_runs"] == 3
 
 
+def test_a_bound_call_under_a_later_stance_is_no_time(compiled: Callable[..., Compiled]) -> None:
+    bound = compiled(torch.sin, torch.rand(3)).bound_call(torch.rand(3))
+    bound()
+    with torch.compiler.set_stance("force_eager"), pytest.raises(NothingCompiled, match="ran in eager"):
+        bound()
+    bound()
+
+
 def test_a_bound_call_on_a_path_without_operations(compiled: Callable[..., Compiled]) -> None:
     program = compiled(early_return, torch.rand(3), True)
     x = torch.rand(3)
