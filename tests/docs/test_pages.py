@@ -282,7 +282,7 @@ def test_blocks_run(page: Path, reader: Reader) -> None:
 def test_options_exist(page: Path) -> None:
     content = page.read_text(encoding="utf-8")
     flags = {option.flag for option in options.OPTIONS}
-    keys = {options.TOLERANCE, *(option.key for option in options.OPTIONS)}
+    keys = {options.TOLERANCE, options.BUDGET, *(option.key for option in options.OPTIONS)}
     assert set(re.findall(r"--export-[a-z-]+", content)) <= flags
     assert set(re.findall(r"\bexport_[a-z_]+(?=\s*=)", content)) <= keys
 
