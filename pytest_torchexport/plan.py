@@ -52,7 +52,8 @@ class Policy:
 
     `latency` is what the program may take in time and memory; with an empty `Budget()` it is measured and not judged,
     with None not even that, and `latency_left_out` says why where there was something to measure. An excess fails only
-    with `enforce`. `crowd` is the number of other processes in which tests may run at the same time.
+    with `enforce`. `crowd` is the number of other processes in which tests may run at the same time. With `precise`,
+    the ratio to eager is wanted to be known well, also where less decides the budget.
 
     Raises:
         UsageError: device or dtype is no name.
@@ -72,6 +73,7 @@ class Policy:
     latency: Budget | None = None
     enforce: bool = True
     crowd: int = 0
+    precise: bool = False
     latency_left_out: str = ""
 
     def __post_init__(self) -> None:

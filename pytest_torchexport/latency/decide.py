@@ -90,13 +90,18 @@ JUDGES: dict[str, Callable[[Samples, float], Decision]] = {
 """The figures of a budget that are read from samples."""
 
 
-def decided_by(limits: Iterable[Limit]) -> Callable[[Samples], bool]:
-    """Whether samples decide all limits of a budget; where it limits no time, whether they show a precise ratio."""
+def decided_by(limits: Iterable[Limit], *, precisely: bool = False) -> Callable[[Samples], bool]:
+    """Whether samples decide all limits of a budget; where it limits no time, whether they show a precise ratio.
+
+    Args:
+        limits: of the budget.
+        precisely: whether the ratio has to be precise as well where it limits a time.
+    """
     timed = [limit for limit in limits if limit.name in JUDGES]
 
     def decided(samples: Samples) -> bool:
-        if not timed:
-            return precise(samples)
+        if (precisely or not timed) and not precise(samples):
+            return False
         return all(JUDGES[limit.name](samples, limit.value).final for limit in timed)
 
     return decided

@@ -112,7 +112,7 @@ class Measurement:
             label=label,
             device=self.plan.device,
             seed=self.plan.seed,
-            decided=decided_by(budget.limits),
+            decided=decided_by(budget.limits, precisely=self.policy.precise),
             single=budget.p99 is not None,
         )
 

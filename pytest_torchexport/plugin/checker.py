@@ -180,6 +180,8 @@ class ExportCheck:
             latency=measuring.budget,
             enforce=measuring.enforce,
             crowd=measuring.crowd,
+            # Two runs are compared by their intervals: those that just decide a budget would leave every change unclear.
+            precise=self._item.config.stash[RUN].settings.baseline is not None,
             latency_left_out=measuring.left_out,
         )
 

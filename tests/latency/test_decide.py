@@ -168,6 +168,15 @@ def test_calls_that_share_their_time_have_no_percentile() -> None:
         judge_p99(samples_of([1.0] * 12, batch=4), 1.0)
 
 
+def test_a_comparison_with_another_run_wants_a_precise_ratio_too() -> None:
+    noisy = samples_of([0.6, 0.8, 1.2, 1.4] * 10)
+    assert decided_by(Budget(ratio=3.0).limits)(noisy)
+    assert not decided_by(Budget(ratio=3.0).limits, precisely=True)(noisy)
+    steady = samples_of([1.0, 1.01] * 20)
+    assert decided_by(Budget(ratio=3.0).limits, precisely=True)(steady)
+    assert not decided_by(Budget(ratio=1.005).limits, precisely=True)(steady), "the budget is to be decided as well"
+
+
 def test_decided_by_all_that_is_limited() -> None:
     samples = samples_of([1.05] * 12)
     assert decided_by(Budget(ratio=1.2).limits)(samples)
