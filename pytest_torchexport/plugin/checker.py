@@ -180,7 +180,7 @@ class ExportCheck:
             latency=measuring.budget,
             enforce=measuring.enforce,
             crowd=measuring.crowd,
-            # Two runs are compared by their intervals: those that just decide a budget would leave every change unclear.
+            # Intervals that just decide a budget are so wide that a change since another run would be unclear.
             precise=self._item.config.stash[RUN].settings.baseline is not None,
             latency_left_out=measuring.left_out,
         )
