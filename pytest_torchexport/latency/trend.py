@@ -59,7 +59,7 @@ class Entry:
             raise ValueError(msg)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Entry:
+    def from_dict(cls, data: Any) -> Entry:
         """The entry that `to_dict` wrote.
 
         Raises:
@@ -107,7 +107,7 @@ class Comparison:
 
 
 def compare(then: Entry, now: Entry) -> Comparison:
-    """Whether a ratio has changed: the interval of the change excludes none, and it is not too small to matter.
+    """Whether a ratio has changed by more than `MINIMUM_EFFECT`: the whole interval of the change is beyond it.
 
     With d = ln(now) - ln(then), the interval is made from the ends of the two intervals, of whatever form, by squaring
     and adding (R. G. Newcombe, "Interval estimation for the difference between independent proportions", Statistics in
@@ -117,15 +117,16 @@ def compare(then: Entry, now: Entry) -> Comparison:
         d - sqrt((ln now - ln now_low)^2 + (ln then_high - ln then)^2)
         d + sqrt((ln now_high - ln now)^2 + (ln then - ln then_low)^2)
 
-    Its level is that of the two intervals. They hold the noise within a process and not that between processes, so a
-    change below `MINIMUM_EFFECT` is none, however narrow they are. A ratio that has not changed for sure is steady
-    only if the interval has room for no change of twice that.
+    Its level is that of the two intervals. They hold the noise within a process and not what differs from process to
+    process, so that no change at all is the wrong thing to test for, however narrow they are: what is tested is a
+    change of the minimum effect. What passes is steady only if the interval has no room for a change of twice that.
     """
     difference = math.log(now.ratio / then.ratio)
     down = math.hypot(_up(now.low, now.ratio), _up(then.ratio, then.high))
     up = math.hypot(_up(now.ratio, now.high), _up(then.low, then.ratio))
-    effect, low, high = (math.expm1(value) for value in (difference, difference - down, difference + up))
-    return Comparison(_change(difference, down, up), effect, low, high, changed_conditions(then, now))
+    low, high = difference - down, difference + up
+    effects = (math.expm1(value) for value in (difference, low, high))
+    return Comparison(_change(low, high), *effects, conditions=changed_conditions(then, now))
 
 
 def _up(low: float, high: float) -> float:
@@ -133,14 +134,13 @@ def _up(low: float, high: float) -> float:
     return max(math.log(high / low), 0.0)
 
 
-def _change(difference: float, down: float, up: float) -> Change:
+def _change(low: float, high: float) -> Change:
     least = math.log1p(MINIMUM_EFFECT)
-    if abs(difference) >= least:
-        if difference > down:
-            return Change.SLOWER
-        if difference < -up:
-            return Change.FASTER
-    return Change.STEADY if max(difference + up, down - difference) <= 2 * least else Change.UNCLEAR
+    if low > least:
+        return Change.SLOWER
+    if high < -least:
+        return Change.FASTER
+    return Change.STEADY if max(high, -low) <= 2 * least else Change.UNCLEAR
 
 
 def changed_conditions(then: Entry, now: Entry) -> tuple[str, ...]:

@@ -25,6 +25,9 @@ def entry(ratio: float, half: float = 0.01, **conditions: str) -> Entry:
         (entry(1.0), entry(1.0), Change.STEADY),
         (entry(1.0, 0.001), entry(1.04, 0.001), Change.STEADY),  # sure, and too small to matter
         (entry(1.04, 0.001), entry(1.0, 0.001), Change.STEADY),
+        (entry(1.0, 0.001), entry(1.06, 0.001), Change.SLOWER),
+        (entry(1.0, 0.02), entry(1.06, 0.02), Change.STEADY),  # a change, perhaps below the minimum
+        (entry(1.06, 0.02), entry(1.0, 0.02), Change.STEADY),
         (entry(1.0, 0.15), entry(1.12, 0.15), Change.UNCLEAR),  # large, and not sure
         (entry(1.12, 0.15), entry(1.0, 0.15), Change.UNCLEAR),
         (entry(1.0, 0.3), entry(1.0, 0.3), Change.UNCLEAR),  # no sign of a change, and room for one
@@ -70,10 +73,11 @@ def _changes(factor: float, runs: int = 400) -> Counter[Change]:
 
 def test_level_and_power() -> None:
     """Noise of 10 %, 60 pairs: each interval is ±2.6 %, that of the change ±3.6 %."""
-    same = _changes(1.0)
-    assert same[Change.SLOWER] + same[Change.FASTER] <= 8  # of 400
-    assert _changes(1.15)[Change.SLOWER] >= 398
-    assert _changes(1 / 1.15)[Change.FASTER] >= 398
+    for factor in (1.0, 1.05):
+        found = _changes(factor)
+        assert found[Change.SLOWER] + found[Change.FASTER] <= 14, found  # 2.5 % of 400 is 10 in the worst case
+    assert _changes(1.15)[Change.SLOWER] >= 396
+    assert _changes(1 / 1.15)[Change.FASTER] >= 396
 
 
 def test_the_interval_covers_the_truth() -> None:
@@ -110,4 +114,4 @@ def test_damaged_entries_are_no_entries(wrong: dict[str, object]) -> None:
 @pytest.mark.parametrize("data", [{}, {"ratio": 1.0}, [], None, 1.0])
 def test_something_else_is_no_entry(data: object) -> None:
     with pytest.raises(ValueError, match="an entry has ratio, low"):
-        Entry.from_dict(data)  # type: ignore[arg-type]
+        Entry.from_dict(data)
