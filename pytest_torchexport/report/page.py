@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.report import drawings, summary
 from pytest_torchexport.report.source import Coverage, Sources
-from pytest_torchexport.report.text import number
+from pytest_torchexport.report.text import number, seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -165,9 +165,9 @@ def _test(place: int, at: int, origin: str, records: Sequence[Record], sources: 
         items,
         cells,
         Axes(
-            latency.ticks(drawings.seconds, apart=44.0) if latency else (),
-            ratio.ticks(drawings.times, apart=28.0) if ratio else (),
-            calls.ticks(drawings.seconds, apart=11.0) if calls else (),
+            latency.ticks(seconds, apart=44.0) if latency else (),
+            ratio.ticks(times, apart=28.0) if ratio else (),
+            calls.ticks(seconds, apart=11.0) if calls else (),
         ),
         tuple(_branches(items, sources)),
         few or any(item.is_open for item in items),
@@ -214,7 +214,7 @@ def _others(paired: Sequence[dict[str, Any]]) -> tuple[tuple[Latency, tuple[Tick
     scale = drawings.latency_scale(paired[1:])
     if scale is None:
         return ()
-    ticks = scale.ticks(drawings.seconds, apart=44.0)
+    ticks = scale.ticks(seconds, apart=44.0)
     return tuple((drawings.latency(one, scale), ticks) for one in paired[1:])
 
 
