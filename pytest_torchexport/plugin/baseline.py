@@ -185,7 +185,7 @@ def _text(one: Trend, comparison: Comparison) -> str:
     """`test_cell[compile-cpu]: 0.61x -> 0.74x of eager (+21 %, interval +15..+28 %); torch 2.12.0 -> 2.13.0`."""
     then, now = (multiple(entry.ratio) for entry in (one.then, one.now) if entry is not None)
     label = "" if one.key[-1] == "example" else f", input {one.key[-1]}"
-    effect, low, high = (f"{100 * value:+.0f}" for value in (comparison.effect, comparison.low, comparison.high))
+    effect, low, high = (f"{round(100 * value):+d}" for value in (comparison.effect, comparison.low, comparison.high))
     figures = f"{then} -> {now} of eager ({effect} %, interval {low}..{high} %)"
     return "; ".join([f"{one.test}{label}: {figures}", *comparison.conditions])
 
