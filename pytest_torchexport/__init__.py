@@ -11,12 +11,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_torchexport.backends.aoti import Aoti
     from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, Structure, Suspicion
     from pytest_torchexport.backends.compile import Compile
     from pytest_torchexport.backends.onnx import Onnx
     from pytest_torchexport.backends.onnx_torchscript import OnnxTorchScript
     from pytest_torchexport.backends.registry import register_backend
-    from pytest_torchexport.backends.torch_export import Aoti, Export
+    from pytest_torchexport.backends.torch_export import Export
     from pytest_torchexport.backends.torchscript import Script, Trace
     from pytest_torchexport.check import assert_equivalent, check
     from pytest_torchexport.compare.tolerance import Tolerance
@@ -65,7 +66,8 @@ _HOME = {
     "backends.registry": "register_backend",
     "backends.torchscript": "Script Trace",
     "backends.compile": "Compile",
-    "backends.torch_export": "Aoti Export",
+    "backends.torch_export": "Export",
+    "backends.aoti": "Aoti",
     "backends.onnx": "Onnx",
     "backends.onnx_torchscript": "OnnxTorchScript",
 }

@@ -19,8 +19,9 @@ import torch._dynamo as dynamo
 from torch._dynamo import eval_frame
 from torch._dynamo import utils as dynamo_utils
 
-from pytest_torchexport.backends import recipes, torch_warnings
+from pytest_torchexport.backends import torch_warnings
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest, Recipe, choose, expect
+from pytest_torchexport.backends.compile_recipe import captured_recipe
 from pytest_torchexport.backends.dynamic_marks import mark_dynamic
 from pytest_torchexport.backends.dynamo_log import DynamoLog
 from pytest_torchexport.backends.every_value import Listing
@@ -295,12 +296,7 @@ class Compiled(Exported):
         settings = {
             name: getattr(self._options, name) for name in ("backend", "mode", "dynamic", "fullgraph", "options")
         }
-        made = recipes.compiling(settings)
-        try:
-            return _captured(replace(self._request, example=calls[0].clone()), folder, made)
-        except Exception as error:  # noqa: BLE001 torch.export refuses much that torch.compile takes
-            first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-            return Recipe("", model=made, note=f"torch.export does not capture the model ({first[:120]})")
+        return captured_recipe(replace(self._request, example=calls[0].clone()), folder, settings)
 
     def close(self) -> None:
         """Drop the compiled code: it hangs on the code objects of the user's functions, not on this object."""
@@ -381,29 +377,6 @@ class Compiled(Exported):
         if self._counting.graphs:
             return f"no compiled graph of {name} ran in this call: this path through it ran in eager"
         return f"torch.compile found no tensor operation in {name} to compile"
-
-
-def _captured(request: ExportRequest, folder: Path, made: str) -> Recipe:
-    """What torch.export captures, in a file, and the source that compiles it."""
-    from pytest_torchexport.backends import torch_export  # noqa: PLC0415 it imports this module
-
-    weights = sum(tensor.nbytes for tensor in parameters(request.model).values())
-    if weights > _LARGEST:
-        msg = f"its weights have {weights / 2**30:.1f} GiB"
-        raise ValueError(msg)
-    with torch_warnings.shown():
-        captured = torch_export.capture(request)
-        assert captured.program is not None
-        imports, needs = recipes.classes(captured.program.module())
-        path = folder / "artifact" / "captured.pt2"
-        path.parent.mkdir(exist_ok=True)
-        torch.export.save(captured.program, path)
-    arrange = functools.partial(captured.convention.arrange, checked=False)
-    return Recipe(imports + recipes.compiled(made), arrange, needs, file="artifact/captured.pt2", model=made)
-
-
-_LARGEST = 2**30
-"""Bytes: weights that are larger are not written into a captured form."""
 
 
 def _compiler(backend: Compile) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ _registered: dict[str, str | type[Backend]] = {
     "script": _HOME + "torchscript:Script",
     "compile": _HOME + "compile:Compile",
     "export": _HOME + "torch_export:Export",
-    "aoti": _HOME + "torch_export:Aoti",
+    "aoti": _HOME + "aoti:Aoti",
     "onnx": _HOME + "onnx:Onnx",
     "onnx-torchscript": _HOME + "onnx_torchscript:OnnxTorchScript",
 }

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import torch
 
+from pytest_torchexport.backends.aoti import Aoti
 from pytest_torchexport.backends.base import Backend, Exported, overwrite
 from pytest_torchexport.backends.compile import Compile
 from pytest_torchexport.backends.onnx import Onnx
 from pytest_torchexport.backends.onnx_torchscript import OnnxTorchScript
 from pytest_torchexport.backends.registry import make_backend, register_backend
-from pytest_torchexport.backends.torch_export import Aoti, Export
+from pytest_torchexport.backends.torch_export import Export
 from pytest_torchexport.backends.torchscript import Script, Trace
 from pytest_torchexport.errors import UsageError
 

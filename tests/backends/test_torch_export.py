@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from pytest_torchexport.backends.aoti import Aoti, packaged_constants
 from pytest_torchexport.backends.base import Backend, Exported, ExportRequest
 from pytest_torchexport.backends.sharing import share_parameters
-from pytest_torchexport.backends.torch_export import Aoti, Export, packaged_constants
+from pytest_torchexport.backends.torch_export import Export
 from pytest_torchexport.errors import ConventionError, UsageError
 from pytest_torchexport.outcome import Cause
 from pytest_torchexport.subject.call import Call

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from pytest_torchexport.backends import torch_warnings
+from pytest_torchexport.backends.aoti import Aoti
 from pytest_torchexport.backends.base import ExportRequest
 from pytest_torchexport.backends.compile import Compile
 from pytest_torchexport.backends.onnx import Onnx
 from pytest_torchexport.backends.onnx_torchscript import OnnxTorchScript
 from pytest_torchexport.backends.quiet import quiet
-from pytest_torchexport.backends.torch_export import Aoti, Export
+from pytest_torchexport.backends.torch_export import Export
 from pytest_torchexport.backends.torchscript import Script, Trace
 from pytest_torchexport.outcome import Cause
 from pytest_torchexport.subject.call import Call

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_torchexport import Outcome, Verdict, check
-from pytest_torchexport.backends import every_value, torch_export, torchscript_steps
+from pytest_torchexport.backends import aoti, every_value, torchscript_steps
 from pytest_torchexport.localize import first_difference, matching
 
 
@@ -76,7 +76,7 @@ def test_the_program_that_shows_its_values_is_compiled_once(backend: str, monkey
         return original(*args)
 
     monkeypatch.setattr(every_value, "give_every_value", counted)
-    monkeypatch.setattr(torch_export, "give_every_value", counted)
+    monkeypatch.setattr(aoti, "give_every_value", counted)
 
     def model(x: torch.Tensor) -> torch.Tensor:
         y = x.sin() * 2
