@@ -132,8 +132,9 @@ class Progress:
         word = _SEARCH if stage is Stage.REFERENCE and self._searches else _WORDS.get(stage, stage.value)
         with self._changed:
             if self._running and word != self._word:
+                if _TIMING in (word, self._word):
+                    self._changed.notify()  # else the next tick shows it, and not what is over in a moment
                 self._word, self._since = word, self._clock()
-                self._changed.notify()
 
     def update(self) -> float | None:
         """Show what there is to show.
