@@ -7,7 +7,7 @@ values above the median varies more, as if there were fewer of them. By how much
 values above the median is one, its variance is known without drawing: that of the means of all blocks.
 
 Percentiles of the bootstrapped median itself were the first choice. From 12 pairs of independent noise, their interval
-for 99 % left the truth out 7 times in 100, from 24 pairs 4 times, from 96 still 2 (tests/latency/test_interval.py holds
+for 99 % left the truth out 6 times in 100, from 24 pairs 4 times, from 96 still 1 (tests/latency/test_interval.py holds
 what is used to 1).
 """
 

@@ -210,6 +210,31 @@ def test_no_collection_while_it_is_timed() -> None:
     assert gc.isenabled()
 
 
+class _Cycle:
+    alive = 0
+
+    def __init__(self) -> None:
+        self.own = self
+        _Cycle.alive += 1
+
+    def __del__(self) -> None:
+        _Cycle.alive -= 1
+
+
+def test_cycles_that_calls_leave_behind_do_not_pile_up() -> None:
+    machine, most = Machine(), 0
+
+    def leaves_cycles() -> None:
+        nonlocal most
+        for _ in range(100):
+            _Cycle()
+        most = max(most, _Cycle.alive)
+        machine.now += 1_000_000
+
+    timed(machine, Side(leaves_cycles), machine.sides(0.001, 0.001)[1])
+    assert most <= 2 * gc.get_threshold()[0] + 100  # out of more than 10,000
+
+
 def test_an_error_comes_through_and_the_collector_is_on_again() -> None:
     def fails() -> None:
         msg = "no such kernel"

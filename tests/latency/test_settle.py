@@ -25,6 +25,7 @@ def noisy(levels: list[float], rng: random.Random, noise: float = 0.05) -> list[
         ([9.0] * 8 + [1.0] * 12, 8),
         ([5.0] + [1.0] * 9 + [8.0] + [1.0] * 9, 1),  # one slow call is no warm-up
         ([3.0, 50.0] + [1.0] * 17 + [8.0], 2),
+        ([5.0] + [1.0] * 5 + [8.0] + [1.0] * 6 + [9.0] + [1.0] * 6, 7),  # one is noise, several are not
         ([9.0] * 18 + [1.0] * 2, None),
         ([9.0] * 17 + [1.0] * 3, None),
         ([1.0, 5.0] * 10, None),
