@@ -150,7 +150,9 @@ def _budget(given: GivenBudget, backend: str | Backend, device: str, dtype: str 
     if given is None:
         return None
     made = make_backend(backend)
-    return budget_of(given, names_of(made.name, made.id, device, dtype))
+    # Neither is checked yet: a torch.device and a torch.dtype are as good as their names.
+    named = None if dtype is None else str(dtype).removeprefix("torch.")
+    return budget_of(given, names_of(made.name, made.id, str(device), named))
 
 
 def assert_equivalent(model: Callable[..., Any], args: Any = (), kwargs: Any = None, **options: Any) -> Outcome:

@@ -207,7 +207,11 @@ def budget_of(given: Given, names: Sequence[str]) -> Budget | None:
     """
     if given is None:
         return None
-    read = as_budgets(given)
+    try:
+        read = as_budgets(given)
+    except UsageError as error:
+        msg = f"latency={given!r}: {error}"
+        raise UsageError(msg) from None
     if isinstance(read, Budget):
         return read
     for name in read:

@@ -8,8 +8,9 @@ import pickle
 from typing import Any
 
 import pytest
+import torch
 
-from pytest_torchexport import Budget, UsageError
+from pytest_torchexport import Budget, UsageError, check
 from pytest_torchexport.backends.item_names import names_of
 from pytest_torchexport.latency.budget import Limit, as_budgets, budget_of, read_budget
 
@@ -180,3 +181,17 @@ def test_what_a_test_may_not_give(given: Any, message: str) -> None:
 def test_a_name_of_no_item_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"latency: 'onxx' names no backend, device or dtype: give 'compile'"):
         budget_of({"onnx": "2x", "onxx": "2x"}, CUDA)
+
+
+def test_what_is_wrong_is_named_with_its_argument() -> None:
+    with pytest.raises(UsageError, match=r"latency='5': '5' has no unit"):
+        budget_of("5", CUDA)
+
+
+def test_without_pytest_a_dict_finds_the_item_by_device_and_dtype() -> None:
+    model, args = torch.nn.Linear(2, 2).eval(), (torch.ones(1, 2),)
+    limits = {"script": "1ns", "trace-cpu-float32": "1000x"}
+    outcome = check(model, args, device=torch.device("cpu"), dtype=torch.float32, n_inputs=0, latency=limits)  # type: ignore[arg-type]
+    assert outcome.performance is not None
+    assert [one.budget for one in outcome.performance.judged] == ["1000x"]
+    assert check(model, args, n_inputs=0, latency={"script": "1ns"}).performance is None
