@@ -87,7 +87,7 @@ class Starts:
             raise
         start = ColdStart(
             export=self.export_s,
-            load=None if self.saved.path is None else loaded,
+            load=None if self.saved.path is None else exported.load_seconds or loaded,
             calls=times,
             settled_after=settled_after(times),
             note=exported.cold_start_note,

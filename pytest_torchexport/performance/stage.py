@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_torchexport import environment
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.latency.decide import decided_by, summarise
-from pytest_torchexport.latency.measure import time_pair
+from pytest_torchexport.latency.measure import CAP_S, time_pair
 from pytest_torchexport.measured import Performance
 from pytest_torchexport.outcome import Stage
 from pytest_torchexport.performance import cold, sides
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pytest_torchexport.program import Saved
     from pytest_torchexport.subject.state import Snapshot
     from pytest_torchexport.trials import Reference, Trial
+
+CAP_P99_S = 20.0
+"""Seconds for one input whose 99th percentile is limited: that takes some eight hundred calls, one by one."""
 
 
 def check_inputs(budget: Budget | None, reference: Reference) -> None:
@@ -114,6 +117,7 @@ class Measurement:
             seed=self.plan.seed,
             decided=decided_by(budget.limits, precisely=self.policy.precise),
             single=budget.p99 is not None,
+            cap_s=CAP_S if budget.p99 is None else CAP_P99_S,
         )
 
     @property
