@@ -153,7 +153,7 @@ class LoadsAnother(BindsWrongly):
     """Right, but what it loads anew has other weights."""
 
     def load_anew(self, program: Any, path: Path | None, request: ExportRequest) -> Exported:
-        model = copy.deepcopy(request.model)
+        model: Any = copy.deepcopy(request.model)
         for parameter in model.parameters():
             parameter.data.add_(1)
         return Bound(model, self.bind)

@@ -84,7 +84,8 @@ class DynamoLog:
                 parts = again.setdefault((str(attempt.co_filename), _function(attempt)), {})
                 parts.setdefault(str(attempt.co_name), []).append(_first_line(attempt.recompile_reason))
         for parts in again.values():
-            self.recompiles += max(parts.values(), key=len)
+            most: list[str] = max(parts.values(), key=len)
+            self.recompiles += most
 
     def _read_attempt(self, attempt: Any) -> None:
         """One function that Dynamo tried to compile."""

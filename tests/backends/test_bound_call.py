@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,7 +141,9 @@ def test_without_profiling_the_first_call_makes_the_last_plan(
 ) -> None:
     for profiling in (True, False):
         program = load(kind(profiling=profiling), Scale().eval(), *ARGS)
-        call = program.bound_call(*ARGS) if form == "bound call" else lambda program=program: program(*ARGS)
+        call: Callable[[], Any] = (
+            program.bound_call(*ARGS) if form == "bound call" else functools.partial(program, *ARGS)
+        )
         call()
         assert is_planned(program) is not profiling
         assert is_profiling(), "the setting is the whole process's"

@@ -286,9 +286,9 @@ class Half(nn.Module):
         y = x + 1
         print(end="")
         y = y + 1
-        y = self.inner(y)
+        z: torch.Tensor = self.inner(y)
         print(end="")
-        return y
+        return z
 
 
 @pytest.mark.parametrize("model", [Growing(), Half()], ids=lambda model: type(model).__name__)
