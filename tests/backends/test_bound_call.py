@@ -154,7 +154,8 @@ def test_without_profiling_the_first_call_makes_the_last_plan(
 def test_the_setting_is_put_back_when_the_program_raises(load: Loader) -> None:
     program = load(Trace(profiling=False), Scale().eval(), *ARGS)
     wrong = (torch.rand(3, 5), *ARGS[1:])
-    for call in (lambda: program(*wrong), program.bound_call(*wrong)):
+    bound: Callable[[], Any] = program.bound_call(*wrong)
+    for call in (functools.partial(program, *wrong), bound):
         with pytest.raises(RuntimeError):
             call()
         assert is_profiling()
