@@ -77,18 +77,17 @@ class Baseline:
 
     def lines(self, verbosity: int) -> list[Line]:
         """What the terminal shows: each change, and one line for the rest; with -v each ratio, with -qq nothing."""
-        if self.trends is None or (verbosity < -1 and not self._problem):
+        if self.trends is None:
             return []
+        problem = [(self._problem, "red")] if self._problem else []
         if verbosity < -1:
-            return [(self._problem, "red")]
+            return problem
         if not self.trends:
             return [(f"{self._where}: {NOTHING}", "")]
         found = list(_changes(self.trends, verbosity))
         found += _elsewhere(self.trends)
         found.append((f"latency against {self._path.name}: {_totals(self.trends)}", ""))
-        if self._problem:
-            found.append((self._problem, "red"))
-        return found
+        return found + problem
 
     def write_summary(self, reporter: pytest.TerminalReporter) -> None:
         """Print the lines below the table."""

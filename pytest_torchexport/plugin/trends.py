@@ -26,7 +26,7 @@ class Trend:
         key: under which the baseline has it.
         now: the ratio of this run; None where its times did not settle.
         then: that of the baseline; None where it has none.
-        elsewhere: whether the baseline has the ratio of another machine.
+        elsewhere: whether the baseline has that of another machine only.
     """
 
     test: str
@@ -70,17 +70,15 @@ class Trend:
 
 def trends(records: Sequence[Record], entries: dict[Key, Entry]) -> list[Trend]:
     """What was timed, beside what the baseline has of it."""
-    machines: dict[tuple[str, ...], set[str]] = {}
-    for machine, *rest in entries:
-        machines.setdefault(tuple(rest), set()).add(machine)
+    anywhere = {key[1:] for key in entries}
     found = []
     for record in records:
         performance = record.get("performance") or {}
         for paired in performance.get("paired") or ():
             machine = fingerprint(performance["machine"] or environment.machine(), record["device"])
             key = (machine, record["origin"], record["cell"], paired["input"])
-            elsewhere = bool(machines.get(key[1:], set()) - {machine})
-            found.append(Trend(record["test"], key, _entry(record, paired), entries.get(key), elsewhere))
+            now, then = _entry(record, paired), entries.get(key)
+            found.append(Trend(record["test"], key, now, then, elsewhere=then is None and key[1:] in anywhere))
     return found
 
 

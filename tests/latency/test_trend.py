@@ -50,12 +50,13 @@ def test_each_end_takes_the_side_that_bounds_it() -> None:
     assert compare(exact, Entry(1.0, 0.8, 1.1, 9, "")).high == pytest.approx(0.1)
     assert compare(exact, Entry(1.0, 0.8, 1.1, 9, "")).low == pytest.approx(-0.2)
     assert compare(Entry(1.0, 0.8, 1.1, 9, ""), exact).high == pytest.approx(0.25)
+    assert compare(Entry(1.0, 0.8, 1.1, 9, ""), exact).low == pytest.approx(1 / 1.1 - 1)
 
 
 def test_an_estimate_outside_of_its_interval() -> None:
     """A percentile interval of a bootstrap need not hold the estimate."""
-    odd = Entry(1.0, 1.01, 1.02, 9, "")
-    assert compare(odd, odd).change is Change.STEADY
+    exact, odd = Entry(1.0, 1.0, 1.0, 9, ""), Entry(1.0, 1.2, 1.3, 9, "")
+    assert (compare(exact, odd).low, compare(odd, exact).high) == (0.0, 0.0)
 
 
 def _measured(truth: float, generator: random.Random, pairs: int = 60, noise: float = 0.1) -> Entry:
