@@ -104,9 +104,7 @@ class Budget:
                 # Two ways to write the same figure are equal.
                 object.__setattr__(self, name, _normal(name, value))
         object.__setattr__(self, "inputs", _labels(self.inputs))
-        if type(self.copies) is not bool:
-            msg = f"Budget copies={self.copies!r} is not accepted: give True or False"
-            raise UsageError(msg)
+        _check_flag("copies", self.copies)
         values = {limit.name: limit.value for limit in self.limits}
         if values.get("p99", math.inf) < values.get("median", 0.0):
             msg = f"Budget p99={self.p99!r} is below median={self.median!r}: half of the calls would be above both"
@@ -314,6 +312,11 @@ def _count(name: str, value: object) -> int:
         wanted = f"a number below {FIRST_CALLS}, which is how many first calls are timed"
         _reject(name, value, wanted, "could not be seen to be kept")
     return value
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        _reject(name, value, "True or False")
 
 
 def _reject(name: str, value: object, wanted: str, problem: str = "is not accepted") -> NoReturn:
