@@ -125,8 +125,8 @@ def compare(then: Entry, now: Entry) -> Comparison:
     down = math.hypot(_up(now.low, now.ratio), _up(then.ratio, then.high))
     up = math.hypot(_up(now.ratio, now.high), _up(then.low, then.ratio))
     low, high = difference - down, difference + up
-    effects = (math.expm1(value) for value in (difference, low, high))
-    return Comparison(_change(low, high), *effects, conditions=changed_conditions(then, now))
+    effects = (math.expm1(difference), math.expm1(low), math.expm1(high))
+    return Comparison(_change(low, high), *effects, changed_conditions(then, now))
 
 
 def _up(low: float, high: float) -> float:
