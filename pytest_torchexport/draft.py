@@ -15,7 +15,7 @@ from pytest_torchexport.diagnose.cause import Attribution, Finding
 from pytest_torchexport.explain import figures, message, speed
 from pytest_torchexport.explain.refusal import explain, say
 from pytest_torchexport.explain.remedy import TOO_CHAOTIC, Failed, what_to_do
-from pytest_torchexport.measured import Standing
+from pytest_torchexport.measured import SPEED, Standing
 from pytest_torchexport.memory import Memory
 from pytest_torchexport.outcome import Cause, Evidence, Input, Leaf, Location, NotChecked, Outcome, Stage, Verdict
 from pytest_torchexport.reference import ReferenceStore
@@ -163,13 +163,13 @@ class Draft:
 
     def left_out(self, why: str) -> Outcome:
         """The outcome of an equivalent program whose speed nobody wants to know in this run."""
-        self.note(NotChecked("its speed", why))
+        self.note(NotChecked(SPEED, why))
         return self.equivalent()
 
     def not_measured(self, error: Exception) -> Outcome:
         """The outcome of an equivalent program that could not be timed: whether it keeps its budget is not known."""
         why = f"to time it raises {message.first_sentence(say(error))}"
-        self.note(NotChecked("its speed", why))
+        self.note(NotChecked(SPEED, why))
         if self.policy.latency is None or not self.policy.latency.limits or not self.policy.enforce:
             return self.equivalent()
         rest = f"the budget {self.policy.latency} could not be checked, {why}"

@@ -10,6 +10,10 @@ from enum import StrEnum
 from typing import Any
 
 
+SPEED = "its speed"
+"""What the ledger calls a measurement that was to be made and was not."""
+
+
 class Standing(StrEnum):
     """How a measured figure stands to its budget."""
 

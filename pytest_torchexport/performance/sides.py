@@ -80,7 +80,7 @@ class Sides:
         """A call of the program with its own copy of the arguments."""
         with torch.inference_mode(mode=False):
             own = call.clone()
-        bind = getattr(program, "bound_call", None)
+        bind: Callable[..., Callable[[], Any]] | None = getattr(program, "bound_call", None)
         if not self._with_copies:
             return bind(*own.args, **own.kwargs) if bind else functools.partial(program, *own.args, **own.kwargs)
         device, host = self.plan.device, own.place(torch.device("cpu"))

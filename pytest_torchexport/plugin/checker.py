@@ -94,6 +94,9 @@ class ExportCheck:
             raise ReferenceInvalid(outcome)
         if outcome.failed:
             raise NotEquivalent(outcome)
+        if outcome.verdict is Verdict.INCONCLUSIVE and self._cell.xfail:
+            # The expected excess was neither seen nor refuted: as a pass it would fail a test that expects a failure.
+            pytest.xfail(f"{self._cell.xfail}; inconclusive: {outcome.summary}")
         return outcome
 
     def export(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pytest_torchexport.measured import Standing, multiple, seconds, size
+from pytest_torchexport.measured import SPEED, Standing, multiple, seconds, size
 from pytest_torchexport.plugin.options import LATENCY
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ Line = list[tuple[str, str]]
 
 MAX_ROWS = 30
 """Without -v, of more measurements only those that matter most are shown."""
-
-SPEED = "its speed"
-"""What the not-checked ledger calls the speed of a check."""
 
 _WORST_FIRST = (Standing.OVER, Standing.INCONCLUSIVE, Standing.NOT_CHECKED, Standing.WITHIN)
 

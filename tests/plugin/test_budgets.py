@@ -145,3 +145,24 @@ def test_recompiles_are_for_compile(project: Project) -> None:
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*ini setting export_budget: recompiles=0 is for torch.compile, and 'trace' *"])
     assert project.items("--export-backends=compile") == ["test_one[compile-cpu]"]
+
+
+def test_an_expected_excess_that_is_inconclusive_is_no_unexpected_pass(project: Project) -> None:
+    project.conftest("""
+    import pytest
+
+    @pytest.fixture(autouse=True)
+    def hurried(monkeypatch):
+        monkeypatch.setattr("pytest_torchexport.performance.judging.LONGEST_S", -1.0)
+    """)
+    project.test("""
+    @pytest.mark.export_equivalent(backends="trace", latency="first_call=1ns", xfail={"trace": "slow to start"})
+    def test_expected(export_check):
+        export_check(linear(), X)
+
+    @pytest.mark.export_equivalent(backends="trace", latency="first_call=1ns")
+    def test_other(export_check):
+        export_check(linear(), X)
+    """)
+    project.run("-rx").assert_outcomes(xfailed=1, passed=1)
+    assert {one["verdict"] for one in project.outcomes().values()} == {"inconclusive"}
