@@ -16,11 +16,11 @@ from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.equality import identical
 from pytest_torchexport.subject.fingerprint import fingerprint
 from pytest_torchexport.subject.script_attributes import script_attributes, write_script_attributes
-from pytest_torchexport.subject.undo import undo_tensor, ways_back
+from pytest_torchexport.subject.undo import Way, is_as_saved, of_tensor, restore, ways_back
 from pytest_torchexport.subject.walk import parameters_in, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 __all__ = [
     "Snapshot",
@@ -50,20 +50,20 @@ class Snapshot:
 
     def __init__(self, model: object) -> None:
         self.model = model
-        self._undo: list[Callable[[], None]] = []
+        self._ways: list[Way] = []
         self._tensors: dict[int, torch.Tensor] = {}
         found = list(walk(model))
         weights = {id(one) for one in parameters_in(found).values()}
         copies: dict[int, torch.Tensor] = {}
         for _, value in found:
             if not isinstance(value, torch.Tensor):
-                self._undo += ways_back(value)
+                self._ways += ways_back(value)
             elif id(value) in weights:
-                self._undo.append(undo_tensor(value, None))
+                self._ways.append(of_tensor(value, None))
             elif id(value) not in copies:
                 copies[id(value)] = containers.clone_tensor(value)
                 self._tensors[id(value)] = value
-                self._undo.append(undo_tensor(value, copies[id(value)]))
+                self._ways.append(of_tensor(value, copies[id(value)]))
         self.values = {
             path: copies[id(value)] if isinstance(value, torch.Tensor) else containers.clone(value)
             for path, value in _entries_in(found).items()
@@ -71,11 +71,12 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put the model back into the state of the snapshot."""
-        for undo in self._undo:
-            undo()
+        restore(self._ways)
 
     def changes(self) -> dict[str, Any]:
         """The entries of the state that differ from the snapshot now, by name, as copies; None for a vanished one."""
+        if is_as_saved(self._ways):  # much quicker than to read all of it
+            return {}
         now = _entries(self.model)
         names = dict.fromkeys([*self.values, *now])
         return {
