@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-
 SPEED = "its speed"
 """What the ledger calls a measurement that was to be made and was not."""
 
