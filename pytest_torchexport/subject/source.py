@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import linecache
+import os
 import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from pytest_torchexport.outcome import Location
 from pytest_torchexport.subject.code_names import matcher
@@ -47,13 +47,16 @@ def is_users(filename: str) -> bool:
     installed = next((i for i, part in enumerate(path.parts) if part in _INSTALLED), None)
     if installed is not None:
         return path.parts[installed + 1] not in MACHINERY and not filename.startswith(_ROOTS[1])
-    return not filename.startswith((*_ROOTS, _generated()))
+    return not filename.startswith((*_ROOTS, *_generated()))
 
 
-@functools.cache
-def _generated() -> str:
-    """The folder into which Inductor writes the code that it generates."""
-    return cache_dir()
+def _generated() -> tuple[str, ...]:
+    """The folder into which Inductor writes the code that it generates; none before it has done so.
+
+    It sets the variable itself. Asking for its function would import all of torch.compile, which takes seconds.
+    """
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    return (str(Path(folder).absolute()),) if folder else ()
 
 
 def is_installed(filename: str) -> bool:
