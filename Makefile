@@ -19,6 +19,7 @@ BIN := $(ENV)/bin
 # -qq: only errors are printed. The constraints hold in every install, so that none replaces the CPU build of torch.
 PIP := $(BIN)/python -m pip install -qq --constraint .ci/constraints.txt
 # One thread for each process: parallel tests that each start a thread per core slow one another down.
+# The examples have latency budgets, which are measured beside other processes only in groups: --dist loadgroup.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --timeout 300
 
 .PHONY: help
@@ -50,11 +51,12 @@ $(ENV)/.dev: $(ENV)/.demo
 
 .PHONY: demo
 demo: $(ENV)/.demo ## run the examples on every backend and print the result table
-	@$(PYTEST) examples
+	@$(PYTEST) --dist loadgroup examples
 
 .PHONY: test
 test: lint docs $(ENV)/.dev ## everything that CI runs: lint, types, documentation, tests, the examples
-	@$(PYTEST) tests examples -m 'not benchmark and not thorough'
+	@$(PYTEST) tests -m 'not benchmark and not thorough'
+	@$(PYTEST) --dist loadgroup examples
 
 .PHONY: test-thorough
 test-thorough: $(ENV)/.demo ## the variants that `make test` leaves out, since they take minutes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 
 from pytest_torchexport.backends.base import Structure
 from pytest_torchexport.compare.noise import RoundingNoise
+from pytest_torchexport.compare.path import Path
 from pytest_torchexport.compare.records import SecondOpinion, compare_records, in_eagers_order, named_leaves
 from pytest_torchexport.compare.rerun import Eager, Known
 from pytest_torchexport.compare.tolerance import Rules, Tolerance
@@ -329,7 +331,14 @@ def _rerunning(
             calls = tuple(call.place(plan.device, dtype) for call in trial.calls)
         except Exception as error:  # noqa: BLE001 not every device has the dtype
             return Record(error=error)
+        for way in (getattr(mode, "path", None), getattr(mode, "computed", None)):
+            if isinstance(way, Path):
+                way.numbers = numbers()
         return eager_run(plan, snapshot, reference, calls, mode=mode, program=program)
+
+    @functools.cache
+    def numbers() -> dict[int, int]:
+        return {id(one): number for number, one in enumerate(parameters(plan.model).values())}
 
     known = reference.known if program is None else Known()
     return Eager(rerun, leaves, lambda: parameters(plan.model).values(), known, reference.decides)

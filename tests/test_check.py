@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from pytest_torchexport import (
     check,
     floats,
 )
+from pytest_torchexport.backends.base import Backend, Exported, ExportRequest
+from pytest_torchexport.check import Policy, ReferenceStore, Subject, Surroundings, run
 
 X = torch.rand(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -382,3 +385,51 @@ def test_inside_inference_mode() -> None:
         with torch.inference_mode():
             outcome = check(model, (torch.ones(3, 4),), backend=backend)
         passes(outcome)
+
+
+@dataclass(frozen=True)
+class Scaled(Backend):
+    """A program whose results are off by a factor."""
+
+    name: ClassVar[str] = "scaled"
+
+    factor: float = 1.0
+
+    def export(self, request: ExportRequest) -> Any:
+        return request.model
+
+    def load(self, program: Any, path: Any, request: ExportRequest) -> Exported:
+        return _ScaledProgram(program, self.factor)
+
+
+class _ScaledProgram(Exported):
+    def __init__(self, model: Any, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs) * self.factor
+
+    @property
+    def shares_module(self) -> bool:
+        return True
+
+
+def test_noise_that_another_item_measured_goes_on_with_an_equal_model() -> None:
+    """Each item of a test makes its model anew; the parameters are equal, and other objects."""
+
+    def item(factor: float, references: ReferenceStore) -> Outcome:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64))
+        subject = Subject(model, (torch.rand(4, 64),))
+        policy = Policy(backend=Scaled(factor), branches="off", n_inputs=0)
+        return run(subject, policy, Surroundings(references=references))
+
+    alone = item(1 + 2e-5, ReferenceStore())
+    shared = ReferenceStore()
+    assert item(1 + 5e-7, shared).verdict is Verdict.EQUIVALENT
+    together = item(1 + 2e-5, shared)
+    assert together.verdict is alone.verdict is Verdict.MISMATCH
+    assert together.worst is not None
+    assert alone.worst is not None
+    assert (together.worst.draws, together.worst.score) == (alone.worst.draws, alone.worst.score)

@@ -11,7 +11,7 @@ from pytest_torchexport.compare.operators import branch, computes, tensors_in
 from pytest_torchexport.compare.ties import Choices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 _DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -31,6 +31,8 @@ class Path:
         self._digest = 0
         self._read: set[int] = set()
         self._takes_floats = False
+        self.numbers: Mapping[int, int] = {}
+        """Numbers of the model's parameters, by their ids: an equal model, of another item of a test, has others."""
         self.decides = False
         """Whether values of tensors decide on Python numbers or on sizes."""
 
@@ -43,7 +45,7 @@ class Path:
 
     def see(self, func: Any, args: Iterable[Any], kwargs: dict[str, Any], result: Any) -> None:
         """Note which parameters an operator reads, and what it takes out of tensors."""
-        self._read |= {id(one) for one in _parameters([*args, *kwargs.values()])}
+        self._read |= {self.numbers.get(id(one), id(one)) for one in _parameters([*args, *kwargs.values()])}
         if _DECIDING.isdisjoint(getattr(func, "tags", ())):
             return
         self.decides = True
