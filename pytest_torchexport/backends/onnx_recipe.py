@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_torchexport.backends.onnx_values import ELEMENT_TYPES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -25,31 +27,21 @@ def onnx_recipe(
 PROVIDER = ({provider!r}, {dict(options)!r})
 COMPLEX_INPUTS = {list(complex_inputs)!r}
 OUTPUTS = {list(outputs)!r}
+
+# The number of an element type in an ONNX file, and a type with as many bits that numpy has as well.
+TYPES = {{
+{_types()}
+}}
 """
     return f"\nimport ctypes\n\nimport onnxruntime\n{facts}{_SOURCE}"
 
 
-_SOURCE = '''
-# The number of an element type in an ONNX file, and a type with as many bits that numpy has as well.
-TYPES = {
-    torch.float32: (1, torch.int32),
-    torch.uint8: (2, torch.uint8),
-    torch.int8: (3, torch.int8),
-    torch.uint16: (4, torch.int16),
-    torch.int16: (5, torch.int16),
-    torch.int32: (6, torch.int32),
-    torch.int64: (7, torch.int64),
-    torch.bool: (9, torch.uint8),
-    torch.float16: (10, torch.int16),
-    torch.float64: (11, torch.int64),
-    torch.uint32: (12, torch.int32),
-    torch.uint64: (13, torch.int64),
-    torch.bfloat16: (16, torch.int16),
-    torch.float8_e4m3fn: (17, torch.uint8),
-    torch.float8_e4m3fnuz: (18, torch.uint8),
-    torch.float8_e5m2: (19, torch.uint8),
-    torch.float8_e5m2fnuz: (20, torch.uint8),
-}
+def _types() -> str:
+    """The engine's table as source: what the engine can pass, the script can pass."""
+    return "\n".join(f"    {dtype}: ({number}, {bits})," for dtype, (number, bits) in ELEMENT_TYPES.items())
+
+
+_SOURCE = '''\
 DTYPES = {number: dtype for dtype, (number, _) in TYPES.items()}
 NUMBERS = {
     "tensor(bool)": torch.bool,

@@ -12,8 +12,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Number of the element type in an ONNX file, and the type whose bits numpy can hold in its place.
-_TYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
+ELEMENT_TYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
     torch.float32: (1, torch.int32),
     torch.uint8: (2, torch.uint8),
     torch.int8: (3, torch.int8),
@@ -32,14 +31,15 @@ _TYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
     torch.float8_e5m2: (19, torch.uint8),
     torch.float8_e5m2fnuz: (20, torch.uint8),
 }
-_DTYPE = {number: dtype for dtype, (number, _) in _TYPES.items()}
+"""Number of each element type in an ONNX file, and the type whose bits numpy can hold in its place."""
+_DTYPE = {number: dtype for dtype, (number, _) in ELEMENT_TYPES.items()}
 
 
 def ort_value(tensor: torch.Tensor) -> Any:
     """The tensor on the host, where it is not there already, as a value that ONNX Runtime takes."""
     import onnxruntime  # noqa: PLC0415 - an extra
 
-    number, bits = _TYPES[tensor.dtype]
+    number, bits = ELEMENT_TYPES[tensor.dtype]
     held = tensor.cpu().contiguous().view(bits).numpy()
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(held, number)
 
