@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from pytest_torchexport.backends.registry import split_spec
+from pytest_torchexport.backends.registry import backend_names, split_spec
 from pytest_torchexport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,9 +64,13 @@ def first_that_fits(said: Iterable[tuple[str, _T]], names: Sequence[str]) -> _T 
 
 
 def most_exact(said: Mapping[str, _T], names: Sequence[str]) -> _T | None:
-    """What is said of an item in a dict: the most exact name counts, then the first pattern; None if none fits."""
+    """What is said of an item in a dict: the most exact name counts; None if none fits.
+
+    A name goes before every pattern, and of patterns the one that spells out the most.
+    """
     exact = next((said[name] for name in names if name in said), None)
-    return first_that_fits(said.items(), names) if exact is None else exact
+    by_length = sorted(said.items(), key=lambda pair: -len(pair[0].replace("*", "").replace("?", "")))
+    return first_that_fits(by_length, names) if exact is None else exact
 
 
 def is_pattern(name: str) -> bool:
@@ -75,9 +79,17 @@ def is_pattern(name: str) -> bool:
 
 
 def is_known(name: str) -> bool:
-    """Whether the name is a pattern, or made of a known backend, a device and a dtype, of which any may be missing."""
+    """Whether the name is made of a known backend, a device and a dtype, of which any may be missing.
+
+    A pattern is known if it fits such a name; what it says of options or of the number of a device is not looked at.
+    """
     if is_pattern(name):
-        return True
+        return ":" in name or any(
+            fits(name, names_of(backend, backend, device, dtype))
+            for backend in backend_names()
+            for device in DEVICE_KINDS
+            for dtype in DTYPE_NAMES
+        )
     parts = name.split("-")
     for cut in range(len(parts) if name else -1, -1, -1):
         backend, rest = "-".join(parts[:cut]), parts[cut:]

@@ -10,6 +10,7 @@ import pytest
 from pytest_torchexport.outcome import Stage, Verdict
 from pytest_torchexport.plugin import isolation, transport
 from pytest_torchexport.plugin.checker import twice
+from pytest_torchexport.plugin.marks import MARKER
 from pytest_torchexport.plugin.matrix import Cell
 from pytest_torchexport.plugin.stash import RUN, STATE, ItemState
 
@@ -22,8 +23,18 @@ CHECKED_NOTHING = (
 )
 
 
+LATE_MARK = (
+    "a mark export_equivalent with keywords is on this item alone ({said}), by pytest.param(marks=...) or add_marker: "
+    "what backends it has, and how it is checked, was decided before, from the marks of its function, class and module. "
+    "Put it there, or make a second test"
+)
+
+
 def begin(item: pytest.Item) -> None:
     """Before the fixtures: they make models, too, and these have to be the same in each item of a test."""
+    late = _late_keywords(item)
+    if late:
+        pytest.fail(LATE_MARK.format(said=", ".join(late)), pytrace=False)
     state = item.stash[STATE] = ItemState()
     transport.detach(item)
     cell = transport.cell_of(item)
@@ -32,6 +43,13 @@ def begin(item: pytest.Item) -> None:
         state.restore_rng = isolation.save_rng()
         item.config.stash[RUN].seeded = True
         isolation.seed(cell, transport.origin_of(item))
+
+
+def _late_keywords(item: pytest.Item) -> list[str]:
+    """Keywords of marks that the item got after its function was made into items."""
+    early = getattr(getattr(item, "function", None), "pytestmark", [])
+    own = [mark for mark in item.own_markers if mark.name == MARKER and mark.kwargs]
+    return [keyword for mark in own if mark not in early for keyword in mark.kwargs]
 
 
 @contextmanager

@@ -154,6 +154,8 @@ def test_it_is_a_value() -> None:
         ({"*": "9x", "cuda": "3x"}, "3x"),
         ({"cuda": "9x", "onnx": "3x"}, "3x"),
         ({"*-cpu": "9x", "*-cuda:1-*": "3x", "*": "9x"}, "3x"),
+        ({"*": "9x", "onnx*": "3x"}, "3x"),
+        ({"onnx*": "9x", "onnx*-cuda*": "3x", "*": "9x"}, "3x"),
     ],
 )
 def test_the_most_exact_name_of_a_dict_counts(given: Any, ratio: str | None) -> None:

@@ -108,6 +108,7 @@ def test_off_measures_nothing_and_says_so(project: Project, ini: str, args: tupl
     [
         ("1.2x", "write `compile: 1.2x`, `onnx: 5ms` or `[*]-cuda: median=5ms first_call=2s`"),
         ("complie: 1.2x", "'complie' names no backend, device or dtype"),
+        ("complie*: 1.2x", "'complie[*]' names no backend, device or dtype"),
         ("compile: 1.2", "'1.2' has no unit: write 1.2x"),
         ("compile: speed=2", "unknown keyword of Budget 'speed'"),
         ("compile: median=5ms median=6ms", "sets median twice"),
@@ -166,3 +167,33 @@ def test_an_expected_excess_that_is_inconclusive_is_no_unexpected_pass(project: 
     """)
     project.run("-rx").assert_outcomes(xfailed=1, passed=1)
     assert {one["verdict"] for one in project.outcomes().values()} == {"inconclusive"}
+
+
+def test_a_mark_on_a_single_parameter_is_no_budget_that_is_silently_ignored(project: Project) -> None:
+    project.test("""
+    slow = pytest.param(3, marks=pytest.mark.export_equivalent(backends=["trace"], latency="1.5x"))
+
+    @pytest.mark.export_equivalent(backends=["trace"])
+    @pytest.mark.parametrize("size", [2, slow])
+    def test_sizes(export_check, size):
+        export_check(linear(), X)
+    """)
+    result = project.run()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*a mark export_equivalent with keywords is on this item alone (backends, latency)*"])
+
+
+def test_a_mark_that_is_added_to_an_item_is_no_budget_that_is_silently_ignored(project: Project) -> None:
+    project.conftest("""
+    import pytest
+
+    def pytest_collection_modifyitems(items):
+        for item in items:
+            item.add_marker(pytest.mark.export_equivalent(latency="1.5x"))
+    """)
+    project.test("""
+    @pytest.mark.export_equivalent(backends=["trace"])
+    def test_one(export_check):
+        export_check(linear(), X)
+    """)
+    project.run().assert_outcomes(errors=1)
