@@ -25,8 +25,8 @@ CHECKED_NOTHING = (
 
 LATE_MARK = (
     "a mark export_equivalent with keywords is on this item alone ({said}), by pytest.param(marks=...) or add_marker: "
-    "what backends it has, and how it is checked, was decided before, from the marks of its function, class and module. "
-    "Put it there, or make a second test"
+    "what backends it has, and how it is checked, was decided before, from the marks of its function, class and "
+    "module. Put it there, or make a second test"
 )
 
 
