@@ -5,9 +5,13 @@ Times are in seconds, sizes in bytes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPEED = "its speed"
 """What the ledger calls a measurement that was to be made and was not."""
@@ -197,29 +201,59 @@ def _times(data: dict[str, Any]) -> Times:
     return Times(**data | numbers | {"quantiles": tuple(map(float, data["quantiles"]))})
 
 
-def seconds(value: float) -> str:
-    """A time in words, with three digits: `141 us`, `2.34 s`."""
-    for unit, scale in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3)):
-        if value < 999.5 * scale:
-            return f"{_digits(value / scale)} {unit}"
-    return f"{_digits(value)} s"
+# --- in words: the same in messages, in the terminal and in reports ---
+
+_TIMES = (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0))
+_SIZES = (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9))
+
+
+def figure(value: float) -> str:
+    """Any number, by its first three digits and without zeros at the end: `0.05`, `1,234`, `3.6e6`."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        places = max(0, 2 - math.floor(math.log10(abs(value))))
+        text = f"{value:,.{places}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{value:.2g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+
+
+def digits(value: float) -> str:
+    """What was measured, by three digits of which at most two are behind the point. Zeros at the end count."""
+    if not 0.0995 <= abs(value) < math.inf:
+        return figure(value)
+    places = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{places}f}"
+
+
+def seconds(value: float, say: Callable[[float], str] = digits) -> str:
+    """A time in words: `141 us`, `2.30 s`. What is not finite has no unit."""
+    return _with_unit(value, _TIMES, say)
 
 
 def size(value: float) -> str:
-    """A size in words, with three digits: `12.3 MB`."""
-    for unit, scale in (("B", 1.0), ("kB", 1e3), ("MB", 1e6)):
-        if value < 999.5 * scale:
-            return f"{_digits(value / scale) if scale > 1 else round(value)} {unit}"
-    return f"{_digits(value / 1e9)} GB"
+    """A size in words: `12.3 MB`; bytes are counted."""
+    return f"{value:.0f} B" if abs(value) < _NEXT else _with_unit(value, _SIZES, digits)
 
 
-def multiple(value: float) -> str:
+def multiple(value: float, say: Callable[[float], str] = digits) -> str:
     """A ratio in words: `1.34x`."""
-    return f"{_digits(value)}x"
+    return say(value) + ("x" if math.isfinite(value) else "")
 
 
-def _digits(value: float) -> str:
-    """Three digits, without zeros that say nothing."""
-    if value >= 99.95:
-        return f"{value:.0f}"
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
+def change(effect: float) -> str:
+    """A relative change in words: `+21 %` for 0.21."""
+    return f"{100 * effect:+.0f} %" if math.isfinite(effect) else str(effect)
+
+
+_NEXT = 999.5
+"""From here on three digits are those of the next unit."""
+
+
+def _with_unit(value: float, units: tuple[tuple[str, float], ...], say: Callable[[float], str]) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    unit, scale = next((one for one in units if abs(value) < _NEXT * one[1]), units[-1])
+    return f"{say(value / scale)} {unit}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pytest_torchexport.measured import SPEED, Standing, multiple, seconds, size
+from pytest_torchexport.measured import SPEED, Standing, digits, multiple, seconds, size
 from pytest_torchexport.plugin.options import LATENCY
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _aligned(rows: Sequence[Line], width: int, budget: str) -> list[Line]:
 
 def _ratio(paired: dict[str, Any]) -> str:
     """`0.68x [0.61..0.80]`."""
-    low, high = (multiple(float(paired[end])).removesuffix("x") for end in ("low", "high"))
+    low, high = (digits(float(paired[end])) for end in ("low", "high"))
     return f"{multiple(float(paired['ratio']))} [{low}..{high}]"
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pytest_torchexport.measured import digits, figure
 from pytest_torchexport.report.scales import LogScale, Tick
-from pytest_torchexport.report.text import figure, number, seconds, times
+from pytest_torchexport.report.text import number, seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -164,8 +165,8 @@ def ratio_scale(values: Iterable[float | None]) -> LogScale | None:
 def ratio(one: Numbers, budget: float | None, scale: LogScale) -> Ratio:
     """The ratio on one input."""
     value, low, high = (number(one[key]) or scale.low for key in ("ratio", "low", "high"))
-    more = f"{figure(low)} to {figure(high)}"
-    allowed = f"; the budget allows {times(budget)}" if budget is not None else "; no budget"
+    more = f"{digits(low)} to {digits(high)}"
+    allowed = f"; the budget allows {times(budget, figure)}" if budget is not None else "; no budget"
     return Ratio(
         scale.at(value),
         scale.at(low),

@@ -51,7 +51,9 @@ def environment() -> jinja2.Environment:
         "seconds": text.seconds,
         "size": text.size,
         "times": text.times,
-        "figure": _figure,
+        "digits": text.digits,
+        "change": text.change,
+        "typeset": lambda value: text.typeset(str(value)),
         "near": _near,
         "message": lambda value: text.cut(str(value), _MESSAGE),
         "percent": _percent,
@@ -65,11 +67,6 @@ def _clean(value: Any) -> Any:
     if type(value) is str:
         return text.clean(value)
     return "" if value is None else value
-
-
-def _figure(value: Any) -> str:
-    found = text.number(value)
-    return "?" if found is None else text.figure(found)
 
 
 def _percent(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.report import summary
 from pytest_torchexport.report.files import whole
-from pytest_torchexport.report.text import clean, count, cut, figure, number, one_line, seconds, times
+from pytest_torchexport.report.text import clean, count, cut, digits, one_line, seconds, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -129,8 +129,7 @@ def _latencies(records: Iterable[Record]) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | --- | --- |\n"
     for record, performance in measured[:_ROWS]:
         for one in performance["paired"]:
-            low, high = (number(one[end]) or 0.0 for end in ("low", "high"))
-            ratio = f"{times(one['ratio'])} ({figure(low)} to {figure(high)})"
+            ratio = f"{times(one['ratio'])} ({digits(one['low'])} to {digits(one['high'])})"
             budgets = ", ".join(
                 f"{judged['name']} {judged['budget']}: {judged['standing']}"
                 for judged in performance["judged"]

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_torchexport.measured import figure
 from pytest_torchexport.report import drawings, summary
 from pytest_torchexport.report.source import Coverage, Sources
 from pytest_torchexport.report.text import number, seconds, times
@@ -165,13 +166,17 @@ def _test(place: int, at: int, origin: str, records: Sequence[Record], sources: 
         items,
         cells,
         Axes(
-            latency.ticks(seconds, apart=44.0) if latency else (),
-            ratio.ticks(times, apart=28.0) if ratio else (),
-            calls.ticks(seconds, apart=11.0) if calls else (),
+            latency.ticks(_short_time, apart=44.0) if latency else (),
+            ratio.ticks(lambda value: times(value, figure), apart=28.0) if ratio else (),
+            calls.ticks(_short_time, apart=11.0) if calls else (),
         ),
         tuple(_branches(items, sources)),
         few or any(item.is_open for item in items),
     )
+
+
+def _short_time(value: float) -> str:
+    return seconds(value, figure)
 
 
 def _ratios(performance: dict[str, Any]) -> list[float | None]:
@@ -214,7 +219,7 @@ def _others(paired: Sequence[dict[str, Any]]) -> tuple[tuple[Latency, tuple[Tick
     scale = drawings.latency_scale(paired[1:])
     if scale is None:
         return ()
-    ticks = scale.ticks(seconds, apart=44.0)
+    ticks = scale.ticks(_short_time, apart=44.0)
     return tuple((drawings.latency(one, scale), ticks) for one in paired[1:])
 
 

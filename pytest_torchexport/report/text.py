@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pytest_torchexport import measured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Commands to a terminal: colours, titles, links."""
@@ -51,45 +55,42 @@ def number(value: Any) -> float | None:
         return None
 
 
-def figure(value: float) -> str:
-    """Three significant digits, without an exponent where that is short."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e5:
-        places = max(0, 2 - math.floor(math.log10(abs(value))))
-        text = f"{value:,.{places}f}"
-        return text.rstrip("0").rstrip(".") if "." in text else text
-    return f"{value:.2g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
-
-
-def _scaled(value: float | None, units: tuple[tuple[float, str], ...]) -> str:
-    if value is None or not math.isfinite(value):
-        return "?" if value is None else str(value)
-    if value == 0:
-        return f"0 {units[-1][1]}"
-    for size, unit in units:
-        if abs(value) >= size * 0.9995:
-            return f"{figure(value / size)}\u00a0{unit}"
-    size, unit = units[-1]
-    return f"{figure(value / size)}\u00a0{unit}"
-
-
-def seconds(value: Any) -> str:
+def seconds(value: Any, say: Callable[[float], str] = measured.digits) -> str:
     """A time with its unit: `182 µs`."""
-    return _scaled(number(value), ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")))
+    found = number(value)
+    return "?" if found is None else typeset(measured.seconds(found, say))
 
 
 def size(value: Any) -> str:
     """A number of bytes with its unit: `5.86 kB`."""
-    return _scaled(number(value), ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")))
+    found = number(value)
+    return "?" if found is None else typeset(measured.size(found))
 
 
-def times(value: Any) -> str:
+def times(value: Any, say: Callable[[float], str] = measured.digits) -> str:
     """A ratio: `1.21x`."""
     found = number(value)
-    return "?" if found is None else f"{figure(found)}x"
+    return "?" if found is None else measured.multiple(found, say)
+
+
+def digits(value: Any) -> str:
+    """What was measured, without a unit: `1.21`."""
+    found = number(value)
+    return "?" if found is None else measured.digits(found)
+
+
+def change(value: Any) -> str:
+    """A relative change: `+21 %`."""
+    found = number(value)
+    return "?" if found is None else typeset(measured.change(found))
+
+
+def typeset(text: str) -> str:
+    """A text with figures as they are printed: with the sign for micro, and no line begins with a unit."""
+    return _UNIT.sub(lambda found: "\u00a0" + found[1].replace("us", "µs"), text)
+
+
+_UNIT = re.compile(r"(?<=[0-9]) (ns|us|ms|s|B|kB|MB|GB|%)(?!\w)")
 
 
 def count(amount: int, noun: str) -> str:

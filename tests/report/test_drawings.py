@@ -135,4 +135,4 @@ def test_stages_fill_the_bar_of_the_longest_check(record: Make, document: Make) 
     assert [name for _, _, name, _ in first.pieces] == ["export", "run"]
     assert sum(width for _, width, _, _ in first.pieces) == pytest.approx(drawings.STAGES, abs=2)
     assert sum(width for _, width, _, _ in second.pieces) == pytest.approx(drawings.STAGES / 2, abs=2)
-    assert (first.more, first.text) == ("export 75%", "4\u00a0s")
+    assert (first.more, first.text) == ("export 75%", "4.00\u00a0s")

@@ -204,15 +204,15 @@ def test_the_figures_are_said(record: Make, document: Make, performance: Make, t
     two = record(backend="onnx") | {"performance": performance(1.5, "1.1x")}
     text = Parts(page_of(document([one, two]), tmp_path)).text.replace("\u00a0", " ")
     for said in (
-        "eager 1 ms",
+        "eager 1.00 ms",
         "export 500 µs",
-        "export 1.5 ms",
-        "0.5x",
+        "export 1.50 ms",
+        "0.50x",
         "1.47 to 1.53",
         "1st 400 ms",
         "settles after 2",
         " profiling=False",
-        "12 MB",
+        "12.0 MB",
         "5.86 kB",
         "0.5 x limit",
         "750 ms",
