@@ -95,9 +95,13 @@ class _Digest:
         for part in found.parts:
             self.add(part)
         for part in found.optional:
+            known = len(self._seen)
             try:
                 self.add(part)
             except Opaque:
+                # What was not taken apart to its end has not been seen: elsewhere it is as opaque as here.
+                for one in list(self._seen)[known:]:
+                    del self._seen[one]
                 self._identify(part)
 
     def _identify(self, one: object) -> None:

@@ -153,7 +153,7 @@ def _rank(value: Any) -> tuple[int, str]:
 
 
 def _module(module: torch.nn.Module) -> Ingredients:
-    own = vars(module)
+    own = objects.attributes(module)
     hidden = walk.MODULE_MACHINERY - {"training", "_parameters", "_buffers", "_modules"}
     attributes = {name: item for name, item in own.items() if name not in hidden}
     hooks = {name: item for name, item in own.items() if name in hidden and "_hooks" in name and item}
@@ -261,7 +261,7 @@ def _function(function: types.FunctionType) -> Ingredients:
     name = f"function:{function.__module__}.{function.__qualname__}"
     if _is_entry(function) and not _is_users_code(function.__module__):
         return Ingredients(name, identities=(function,))
-    cells = tuple(cell.cell_contents for cell in walk.filled(function).values())
+    cells = {name: cell.cell_contents for name, cell in walk.filled(function).items()}
     constants, identities = _read_by(function)
     own = {key: item for key, item in without_notes(vars(function)).items() if key != "__wrapped__"}
     parts = (function.__code__, constants, function.__defaults__, function.__kwdefaults__, cells, own)
@@ -271,16 +271,24 @@ def _function(function: types.FunctionType) -> Ingredients:
 def _read_by(function: types.FunctionType) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """What a function reads by name: constants, of its module and of others of the user's, and objects that are there.
 
-    Of a global which is no constant it counts which object it is.
+    Of what is no constant it counts which object it is.
     """
     names = _names(function.__code__)
-    read = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    imported = {name: sys.modules[name] for name in names if name in sys.modules}  # by an import inside of it
+    read = _looked_up(imported | function.__globals__, names, set())
     constants = {name: item for name, item in read.items() if _is_constant(item)}
-    for name, item in read.items():
-        if isinstance(item, types.ModuleType) and objects.is_users_module(item.__name__):
-            own = vars(item)
-            constants |= {f"{name}.{key}": own[key] for key in names if key in own and _is_constant(own[key])}
     return constants, tuple(item for name, item in read.items() if name not in constants)
+
+
+def _looked_up(space: dict[str, Any], names: list[str], seen: set[int], path: str = "") -> dict[str, Any]:
+    """What has one of the names in a namespace, or in a module of the user's that is found there, by its path."""
+    found: dict[str, Any] = {}
+    for name in (one for one in names if one in space):
+        item = found[path + name] = space[name]
+        if isinstance(item, types.ModuleType) and objects.is_users_module(item.__name__) and id(item) not in seen:
+            seen.add(id(item))
+            found |= _looked_up(vars(item), names, seen, f"{path}{name}.")
+    return found
 
 
 def _names(code: types.CodeType) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -116,3 +118,80 @@ def test_a_model_that_leads_to_itself() -> None:
     one, other = Scaled(), Scaled()
     vars(one)["me"], vars(other)["me"] = one, other
     assert fingerprint(one) == fingerprint(other) is not None
+
+
+class InSlots(nn.Module):
+    __slots__ = ("factor",)
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def test_slots_of_a_module() -> None:
+    assert fingerprint(InSlots(1.0)) == fingerprint(InSlots(1.0)) is not None
+    assert fingerprint(InSlots(1.0)) != fingerprint(InSlots(2.0))
+
+
+def test_which_variable_of_a_closure_has_a_value() -> None:
+    def of(*, first: bool) -> Any:
+        if first:
+            one = 3.0
+        else:
+            other = 3.0
+        return lambda x: (x, lambda: one, lambda: other)
+
+    assert fingerprint(of(first=True)) == fingerprint(of(first=True)) is not None
+    assert fingerprint(of(first=True)) != fingerprint(of(first=False))
+
+
+def users_module(name: str, monkeypatch: pytest.MonkeyPatch, **own: Any) -> types.ModuleType:
+    made = types.ModuleType(name)
+    vars(made).update(own)
+    monkeypatch.setitem(sys.modules, name, made)
+    return made
+
+
+def test_what_a_function_takes_from_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = users_module("users_models.settings", monkeypatch, FACTOR=1.0)
+    outer = users_module("users_models", monkeypatch, settings=inner, act=torch.tanh)
+    vars(inner)["back"] = outer  # modules that import one another
+    space: dict[str, Any] = {"users_models": outer}
+    exec("def scaled(x): return users_models.act(x) * users_models.settings.FACTOR, users_models.settings.back", space)
+    scaled = space["scaled"]
+    before = fingerprint(scaled)
+    assert before == fingerprint(scaled) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(outer, "act", torch.relu)
+        assert fingerprint(scaled) != before
+    assert fingerprint(scaled) == before
+    monkeypatch.setattr(inner, "FACTOR", 2.0)
+    assert fingerprint(scaled) != before
+
+
+def test_what_a_function_imports_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = users_module("users_settings", monkeypatch, FACTOR=1.0)
+    space: dict[str, Any] = {}
+    exec("def scaled(x):\n    from users_settings import FACTOR\n    return x * FACTOR", space)
+    before = fingerprint(space["scaled"])
+    assert before == fingerprint(space["scaled"]) is not None
+    monkeypatch.setattr(settings, "FACTOR", 2.0)
+    assert fingerprint(space["scaled"]) != before
+
+
+class Shared(Scaled):
+    held: ClassVar[list[Any]] = []
+
+
+def test_what_cannot_be_seen_stays_so_where_a_class_has_it_too() -> None:
+    def sharing() -> nn.Module:
+        model = Shared()
+        model.begun = iter([1])
+        Shared.held[:] = [model.begun]
+        return model
+
+    assert fingerprint(sharing()) is None
+    Shared.held.clear()
