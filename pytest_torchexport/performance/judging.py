@@ -52,7 +52,7 @@ class Bench:
 
 def judge(budget: Budget, bench: Bench) -> tuple[Judged, ...]:
     """Every figure of the budget, in its order. A figure of the cold start may take more starts to be sure of."""
-    return tuple(_in_crowd(one, bench.crowd) for limit in budget.limits for one in _judged(limit, budget, bench))
+    return tuple(_in_crowd(one, bench) for limit in budget.limits for one in _judged(limit, budget, bench))
 
 
 def _judged(limit: Limit, budget: Budget, bench: Bench) -> Iterator[Judged]:
@@ -133,7 +133,7 @@ def _started(limit: Limit, bench: Bench, clock: Callable[[], float] = time.monot
         return judged(Standing.WITHIN)
     begun = clock()
     while len(values) < SURE and not (len(values) >= 3 and min(values) > FAR * limit.value):
-        if max(values[1:], default=math.inf) <= limit.value or min(values) <= limit.value:
+        if min(values) <= limit.value:
             return judged(Standing.INCONCLUSIVE, "some starts are over and some are not")
         if clock() - begun > LONGEST_S:
             return judged(Standing.INCONCLUSIVE, f"over in {len(values)} starts, which take too long to have more")
@@ -152,9 +152,12 @@ def _range(values: list[float], say: Callable[[float], str]) -> str:
 # --- beside other processes ---
 
 
-def _in_crowd(judged: Judged, crowd: int) -> Judged:
+def _in_crowd(judged: Judged, bench: Bench) -> Judged:
     """What other processes can have caused is no excess of the program."""
-    if not crowd or judged.standing is not Standing.OVER or judged.name not in _MACHINES_OWN:
+    crowd, device = bench.crowd, bench.starts.sides.plan.device
+    # A resident set is this process's own; what is free of an accelerator's memory, all processes take from.
+    shared = judged.name in _MACHINES_OWN or (judged.name == "peak_memory" and device.type != "cpu")
+    if not crowd or judged.standing is not Standing.OVER or not shared:
         return judged
     others = f"{crowd} other test process{'' if crowd == 1 else 'es'}"
     why = f"measured beside {others}, which may be to blame: run it with -n0"

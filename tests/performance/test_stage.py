@@ -199,8 +199,9 @@ def test_a_budget_in_seconds_is_held_against_the_exported_programs_own_times() -
 
 
 def test_one_program_is_loaded_at_a_time() -> None:
-    backend = Simulated()
-    checked(backend, "1.2x")
+    backend = Simulated(cold=[[5 * MS]])
+    checked(backend, "1.2x first_call=4ms")
+    assert len(backend.starts) == judging.SURE
     assert max(backend.most_open) == 1
     assert backend.open == []
 
