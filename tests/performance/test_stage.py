@@ -241,6 +241,12 @@ def test_a_slow_first_call_is_over_its_budget_only_when_it_is_slow_in_every_star
     assert len(fast.starts) == 1
 
 
+def test_one_figure_over_the_budget_decides_whatever_the_others_leave_open() -> None:
+    outcome = checked(Simulated(warm=134 * US, cold=[[5 * MS], [3 * MS]]), "1.2x first_call=4ms")
+    assert {one.standing for one in performance_of(outcome).judged} == {Standing.OVER, Standing.INCONCLUSIVE}
+    assert outcome.verdict is Verdict.OVER_BUDGET
+
+
 def test_starts_that_take_too_long_are_not_repeated_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "LONGEST_S", -1.0)
     outcome = checked(Simulated(cold=[[5 * MS]]), "first_call=4ms")
