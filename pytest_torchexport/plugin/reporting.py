@@ -128,6 +128,7 @@ class Reporter:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _write(self) -> None:
+        from pytest_torchexport.backends.registry import backend_names
         from pytest_torchexport.report import formats
         from pytest_torchexport.report import json as json_report
 
@@ -137,7 +138,8 @@ class Reporter:
         except Exception as error:  # noqa: BLE001 - a user's hook must not take the verdicts with it
             self._problems.append(f"the hook pytest_torchexport_machine failed: {error!r}")
         baseline = self._run.baseline
-        document = json_report.document(self._in_order(), machine, baseline.to_list() if baseline else ())
+        trend = baseline.to_list() if baseline else ()
+        document = json_report.document(self._in_order(), machine, trend, backend_names())
         for path in self._run.settings.reports:
             try:
                 formats.write(path, document)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.backends.registry import backend_names
 from pytest_torchexport.diagnose.coverage import branches_ledger
-from pytest_torchexport.outcome import Verdict
 from pytest_torchexport.plugin import branches, speeds
 from pytest_torchexport.plugin.matrix import Cell
 from pytest_torchexport.plugin.transport import cell_of, origin_of
+from pytest_torchexport.report import summary
+from pytest_torchexport.report.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,8 +25,7 @@ Line = list[tuple[str, str]]
 MAX_ROWS = 30
 """Without -v, a longer table leaves out the tests whose cells are all fine."""
 
-_COLORS = {"passed": "green", "failed": "red", "error": "red", "xpassed": "red"}
-_GOOD = {Verdict.EQUIVALENT, Verdict.INCONCLUSIVE}
+_COLORS = {"ok": "green", "bad": "red"}
 
 
 def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record]) -> None:
@@ -38,10 +38,10 @@ def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record]) 
         return
     reporter.section("export equivalence", sep="=")
     width = reporter.config.get_terminal_writer().fullwidth
-    rows = _rows(records)
-    shown = (
-        rows if verbosity > 0 or len(rows) <= MAX_ROWS else {name: row for name, row in rows.items() if not _fine(row)}
-    )
+    rows = summary.by_test(records)
+    shown = rows
+    if verbosity == 0 and len(rows) > MAX_ROWS:
+        shown = {name: row for name, row in rows.items() if not summary.is_fine(row)}
     _write(reporter, table(shown, width - 1))
     if len(shown) < len(rows):
         reporter.write_line(f"... and {len(rows) - len(shown)} tests with nothing but ok (-v shows them)")
@@ -73,26 +73,12 @@ def collected(items: Iterable[pytest.Item]) -> list[str]:
         return []
     where = ", ".join(dict.fromkeys(cell for _, cell in cells))
     tests = len({origin for origin, _ in cells})
-    return [f"export equivalence: {_count(len(cells), 'check')} of {_count(tests, 'test')} on {where}"]
+    return [f"export equivalence: {count(len(cells), 'check')} of {count(tests, 'test')} on {where}"]
 
 
 def cell_text(record: Record) -> tuple[str, str]:
-    """What stands in a cell, and its colour: `ok`, the cause of a mismatch, else the verdict."""
-    verdict, result = Verdict(record["verdict"]), record["result"]
-    color = _COLORS.get(result, "yellow")
-    if result == "xfailed":
-        return "xfail", color
-    if verdict is Verdict.SKIPPED:
-        return ("missing" if color == "red" else "skipped"), color
-    if verdict in _GOOD:
-        if result == "xpassed":
-            return "xpass", color
-        if color == "red":
-            return "test failed", color
-        return ("ok", color) if verdict is Verdict.EQUIVALENT else (verdict.value, "yellow")
-    if verdict is Verdict.FAILED:
-        return f"failed: {record['stage']}", color
-    return record["cause"] or verdict.value, color
+    """What stands in a cell, and its colour."""
+    return summary.word(record), _COLORS.get(summary.tone(record), "yellow")
 
 
 def table(rows: dict[str, list[Record]], width: int) -> list[Line]:
@@ -102,10 +88,11 @@ def table(rows: dict[str, list[Record]], width: int) -> list[Line]:
         rows: the checks of each test.
         width: columns of the terminal.
     """
-    columns = _columns([record for row in rows.values() for record in row])
+    columns = summary.columns([record for row in rows.values() for record in row], backend_names())
+    columns.pop("", None)  # what belongs to no backend has a line of its own
     labels = _labels(list(rows))
     label_width = min(max(map(len, labels), default=0), max(20, width // 2))
-    cells = [{key: _cell([r for r in row if _column(r) == key]) for key in columns} for row in rows.values()]
+    cells = [{key: _cell([r for r in row if summary.column_of(r) == key]) for key in columns} for row in rows.values()]
     covered = [branches.cell_text(row) for row in rows.values()]
     if any(text for text, _ in covered):
         columns[_BRANCHES] = "branches"
@@ -143,23 +130,18 @@ def _cell(records: Sequence[Record]) -> tuple[str, str]:
     color = next((one for one in ("red", "yellow") if one in colors), colors[0])
     if len(records) == 1:
         return cell_text(records[0])
-    return ", ".join(f"{count} {text}" for (text, _), count in found.items()), color
+    return ", ".join(f"{amount} {text}" for (text, _), amount in found.items()), color
 
 
-def totals(records: Iterable[Record]) -> str:
-    """`8 checks: 6 equivalent, 1 mismatch, 1 skipped; 80 inputs compared; 3 things not checked`."""
-    records = list(records)
-    verdicts = Counter(record["verdict"] for record in records)
-    found = ", ".join(f"{verdicts[one]} {one}" for one in Verdict if verdicts[one])
-    expected = sum(record["result"] == "xfailed" for record in records)
-    parts = [f"{_count(len(records), 'check')}: {found}" + (f" ({expected} expected)" if expected else "")]
-    parts.append(f"{_count(sum(len(record['inputs']) for record in records), 'input')} compared")
+def totals(records: Sequence[Record]) -> str:
+    """`8 checks of 2 tests: 6 equivalent, 2 mismatch; 80 inputs compared; 3 things not checked (-v lists them)`."""
+    parts = [summary.totals(records)]
     set_by_hand = sum(record["tolerance"].startswith("set") for record in records)
     if set_by_hand:
-        parts.append(f"tolerance set by hand in {_count(set_by_hand, 'check')}")
-    not_checked = sum(len(record["not_checked"]) for record in records)
+        parts.append(f"tolerance set by hand in {count(set_by_hand, 'check')}")
+    not_checked = sum(summary.ledger(records).values())
     if not_checked:
-        parts.append(f"{_count(not_checked, 'thing')} not checked (-v lists them)")
+        parts.append(f"{count(not_checked, 'thing')} not checked (-v lists them)")
     return "; ".join(parts)
 
 
@@ -168,7 +150,7 @@ def details(records: Iterable[Record]) -> list[str]:
     lines: list[str] = []
     for record in records:
         if record["durations"]:
-            inputs = ", ".join(f"{count} {kind}" for kind, count in record["inputs_by_kind"].items()) or "none"
+            inputs = ", ".join(f"{amount} {kind}" for kind, amount in record["inputs_by_kind"].items()) or "none"
             dropped = sum(record["dropped"].values())
             stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in record["durations"].items())
             lines.append(
@@ -183,9 +165,9 @@ def details(records: Iterable[Record]) -> list[str]:
         # Branches are those of the test, not of one backend: `branches.details` shows them once.
         own = {(entry.what, entry.why) for entry in branches_ledger(branches.coverage_of(record))}
         counted = Counter((entry["what"], entry["why"]) for entry in record["not_checked"])
-        counted = Counter({entry: count for entry, count in counted.items() if entry not in own})
-        for (what, why), count in counted.items():
-            lines.append(f"  not checked: {what}: {why}{f' ({count} times)' if count > 1 else ''}")
+        counted = Counter({entry: amount for entry, amount in counted.items() if entry not in own})
+        for (what, why), amount in counted.items():
+            lines.append(f"  not checked: {what}: {why}{f' ({amount} times)' if amount > 1 else ''}")
     return lines
 
 
@@ -193,31 +175,6 @@ def _branch_details(reporter: pytest.TerminalReporter, rows: dict[str, list[Reco
     everything = reporter.config.get_verbosity() > 1
     folder = reporter.config.invocation_params.dir
     return [line for name, row in rows.items() for line in branches.details(name, row, folder, everything=everything)]
-
-
-def _rows(records: Iterable[Record]) -> dict[str, list[Record]]:
-    rows: dict[str, list[Record]] = {}
-    for record in records:
-        rows.setdefault(record["origin"], []).append(record)
-    return rows
-
-
-def _fine(row: Iterable[Record]) -> bool:
-    return all(cell_text(record)[0] == "ok" for record in row)
-
-
-def _column(record: Record) -> str:
-    """The column of a check: its cell without the backend's options, `compile-cpu`."""
-    return str(record["backend"].partition(":")[0] + record["cell"][len(record["backend"]) :])
-
-
-def _columns(records: Iterable[Record]) -> dict[str, str]:
-    """The columns in the order of the backends, with the shortest title that tells them apart."""
-    found = {_column(record): record["backend"].partition(":")[0] for record in records if record["backend"]}
-    known = backend_names()
-    ordered = sorted(found, key=lambda key: (known.index(found[key]) if found[key] in known else len(known), key))
-    alone = len(set(found.values())) == len(found)
-    return {key: found[key] if alone else key for key in ordered}
 
 
 def _labels(origins: Sequence[str]) -> list[str]:
@@ -246,7 +203,3 @@ def _blocks(widths: dict[str, int], room: int) -> list[list[str]]:
         blocks[-1].append(key)
         left -= width + 2
     return blocks
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

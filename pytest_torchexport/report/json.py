@@ -22,7 +22,10 @@ _PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "p
 
 
 def document(
-    outcomes: Sequence[dict[str, Any]], machine: dict[str, Any], trend: Sequence[dict[str, Any]] = ()
+    outcomes: Sequence[dict[str, Any]],
+    machine: dict[str, Any],
+    trend: Sequence[dict[str, Any]] = (),
+    backends: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report.
 
@@ -31,6 +34,7 @@ def document(
             and dtype as in the test's id) and `origin` (the test's id without them).
         machine: what is known about the machine, names and values.
         trend: each ratio to eager beside that of an earlier run.
+        backends: the known backends' names, in their order.
     """
     return {
         "schema": SCHEMA,
@@ -38,6 +42,7 @@ def document(
         "versions": versions(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
+        "backends": list(backends),
         "outcomes": list(outcomes),
         "trend": list(trend),
     }

@@ -50,7 +50,7 @@ def report(document: dict[str, Any], limit: int = LIMIT) -> str:
     parts = [f"## Export equivalence\n\n{summary.totals(records)}\n"]
     note = "\n_Cut here: the rest would make this too long. The JSON and HTML reports have everything._\n"
     left = limit - _bytes(parts[0]) - _bytes(note)
-    for part in _parts(records):
+    for part in _parts(document):
         left -= _bytes(part)
         if left < 0:
             return "".join([*parts, note])
@@ -62,11 +62,12 @@ def _bytes(text: str) -> int:
     return len(text.encode("utf-8", errors="replace"))
 
 
-def _parts(records: Sequence[Record]) -> Iterator[str]:
+def _parts(document: dict[str, Any]) -> Iterator[str]:
     """What follows the totals, in pieces that can end the text."""
+    records: list[Record] = document["outcomes"]
     grouped = summary.by_test(records)
     if grouped:
-        yield _matrix(records, grouped)
+        yield _matrix(records, grouped, document.get("backends", ()))
     failing = [record for record in records if summary.tone(record) == "bad"]
     if failing:
         yield "\n### Failing\n\n"
@@ -90,11 +91,11 @@ def _ledger(records: Sequence[Record]) -> str:
     return "".join(lines)
 
 
-def _matrix(records: Sequence[Record], grouped: dict[str, list[Record]]) -> str:
-    columns = summary.columns(records)
+def _matrix(records: Sequence[Record], grouped: dict[str, list[Record]], backends: Sequence[str]) -> str:
+    columns = summary.columns(records, backends)
     shown = list(grouped.items())
     if len(shown) > _ROWS:
-        shown = [(origin, own) for origin, own in shown if any(summary.tone(one) != "ok" for one in own)]
+        shown = [(origin, own) for origin, own in shown if not summary.is_fine(own)]
     lines = []
     for origin, own in shown[:_ROWS]:
         cells = []
@@ -106,7 +107,7 @@ def _matrix(records: Sequence[Record], grouped: dict[str, list[Record]]) -> str:
     if lines:
         head = " | ".join(plain(title) for title in columns.values())
         table = f"\n| test | {head} |\n| --- |{' --- |' * len(columns)}\n" + "".join(lines)
-    fine = sum(all(summary.tone(one) == "ok" for one in own) for own in grouped.values())
+    fine = sum(summary.is_fine(own) for own in grouped.values())
     left_out = len(grouped) - min(len(shown), _ROWS)
     if left_out:
         table += f"\nNot listed: {count(left_out, 'test')}; of all tests, {fine:,} have nothing but ok.\n"

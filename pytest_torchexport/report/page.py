@@ -136,7 +136,7 @@ def make_page(document: dict[str, Any]) -> Page:
         summary.totals(records),
         summary.verdicts(records),
         sum(number(value) or 0.0 for one in records for value in (one.get("durations") or {}).values()),
-        summary.columns(records),
+        summary.columns(records, document.get("backends", ())),
         tuple(tests),
         tuple(failing[:_FAILURES_LISTED]),
         max(0, len(failing) - _FAILURES_LISTED),

@@ -31,7 +31,7 @@ def tone(record: Record) -> Tone:
 
 
 def word(record: Record) -> str:
-    """A few words for a check: `ok`, the cause of a mismatch, else the verdict; what pytest adds to it."""
+    """A word or two for a check: `ok`, the cause of a mismatch, else the verdict, with what pytest makes of it."""
     verdict, result = record["verdict"], record["result"]
     said = record.get("cause") or verdict
     if result == "xfailed":
@@ -40,7 +40,7 @@ def word(record: Record) -> str:
         return "missing" if result in FAILED else "skipped"
     if verdict in _GOOD:
         if result == "xpassed":
-            return "unexpected pass"
+            return "xpass"
         if result in FAILED:
             return "test failed"
         return "ok" if verdict == "equivalent" else str(verdict)
@@ -61,12 +61,25 @@ def column_of(record: Record) -> str:
     return str(backend.partition(":")[0] + record["cell"][len(backend) :]) if backend else ""
 
 
-def columns(records: Sequence[Record]) -> dict[str, str]:
-    """The columns in their order, with the shortest title that tells them apart."""
+def columns(records: Sequence[Record], backends: Sequence[str] = ()) -> dict[str, str]:
+    """The columns in their order, with the shortest title that tells them apart.
+
+    Args:
+        records: the checks.
+        backends: the known names, in their order; a column of another one comes after theirs, and last that of checks
+            without a backend, whose key is empty.
+    """
     found = {column_of(one): one["backend"].partition(":")[0] for one in records if one["backend"]}
+    places = {name: place for place, name in enumerate(backends)}
+    ordered = sorted(found, key=lambda key: (places.get(found[key], len(places)), key))
     alone = len(set(found.values())) == len(found)
-    titles = {key: name if alone else key for key, name in found.items()}
+    titles = {key: found[key] if alone else key for key in ordered}
     return titles | ({"": "no backend"} if any(not one["backend"] for one in records) else {})
+
+
+def is_fine(records: Iterable[Record]) -> bool:
+    """Whether there is nothing to be seen at these checks."""
+    return all(tone(one) == "ok" for one in records)
 
 
 def verdicts(records: Iterable[Record]) -> dict[str, int]:

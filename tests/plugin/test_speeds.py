@@ -143,7 +143,7 @@ def test_verbose_says_how_it_was_measured() -> None:
 def test_cells_and_totals() -> None:
     records = [record(verdict=one) for one in (Verdict.OVER_BUDGET, Verdict.INCONCLUSIVE, Verdict.OVER_BUDGET)]
     assert [cell_text(one) for one in records[:2]] == [("over-budget", "red"), ("inconclusive", "yellow")]
-    assert totals(records) == "3 checks: 2 over-budget, 1 inconclusive; 0 inputs compared"
+    assert totals(records) == "3 checks of 1 test: 2 over-budget, 1 inconclusive; 0 inputs compared"
 
 
 def test_flat_properties() -> None:
@@ -181,7 +181,7 @@ def test_an_excess_fails_and_is_shown(project: Project) -> None:
             "test_one   over-budget*",
             "latency              eager *exported *ratio *first call *budget*",
             "test_one[[]trace-cpu[]]  * us  * us * *x [[]*..*[]]  *s *over: 0.001x",
-            "2 checks: 1 equivalent, 1 over-budget; 2 inputs compared",
+            "2 checks of 2 tests: 1 equivalent, 1 over-budget; 2 inputs compared",
         ]
     )
     result.stdout.no_fnmatch_line("test_free[[]trace-cpu[]]*")
@@ -197,6 +197,6 @@ def test_reported_only(project: Project) -> None:
             "latency * budget (not enforced)",
             "test_one[[]trace-cpu[]] *  over: 0.001x",
             "test_free[[]trace-cpu[]] *[[]*..*[]]*",
-            "2 checks: 2 equivalent; 2 inputs compared",
+            "2 checks of 2 tests: 2 equivalent; 2 inputs compared",
         ]
     )

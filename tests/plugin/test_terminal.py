@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_torchexport.backends.registry import backend_names
 from pytest_torchexport.diagnose.coverage import branches_ledger
 from pytest_torchexport.outcome import (
     BranchCoverage,
@@ -22,6 +24,8 @@ from pytest_torchexport.outcome import (
 )
 from pytest_torchexport.plugin import branches
 from pytest_torchexport.plugin.terminal import MAX_ROWS, cell_text, details, table, totals
+from pytest_torchexport.report import markdown
+from pytest_torchexport.report.json import document
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project
@@ -62,7 +66,7 @@ def test_default(project: Project) -> None:
             "             trace         script*",
             "test_gate    baked branch  ok*",
             "test_linear  -             ok*",
-            "3 checks: 2 equivalent, 1 mismatch; 9 inputs compared",
+            "3 checks of 2 tests: 2 equivalent, 1 mismatch; 9 inputs compared",
             "=* short test summary info =*",
         ],
         consecutive=False,
@@ -80,7 +84,9 @@ def test_colour(project: Project) -> None:
 def test_quiet(project: Project) -> None:
     project.test(TESTS)
     result = project.run("-q")
-    result.stdout.fnmatch_lines(["export equivalence: 3 checks: 2 equivalent, 1 mismatch; 9 inputs compared"])
+    result.stdout.fnmatch_lines(
+        ["export equivalence: 3 checks of 2 tests: 2 equivalent, 1 mismatch; 9 inputs compared"]
+    )
     result.stdout.no_fnmatch_line("test_gate *ok*")
     project.run("-qq").stdout.no_fnmatch_line("*export equivalence*")
 
@@ -107,7 +113,7 @@ def test_nothing_without_marked_tests(project: Project) -> None:
         (Verdict.EQUIVALENT, "xpassed", {}, ("xpass", "red")),
         (Verdict.INCONCLUSIVE, "passed", {}, ("inconclusive", "yellow")),
         (Verdict.MISMATCH, "failed", {"cause": Cause.LOST_STATE}, ("lost state", "red")),
-        (Verdict.MISMATCH, "xfailed", {"cause": Cause.LOST_STATE}, ("xfail", "yellow")),
+        (Verdict.MISMATCH, "xfailed", {"cause": Cause.LOST_STATE}, ("xfail: lost state", "yellow")),
         (Verdict.FAILED, "failed", {"stage": Stage.LOAD}, ("failed: load", "red")),
         (Verdict.REFUSED, "failed", {}, ("refused", "red")),
         (Verdict.INVALID, "failed", {}, ("invalid", "red")),
@@ -117,6 +123,25 @@ def test_nothing_without_marked_tests(project: Project) -> None:
 )
 def test_cells(verdict: Verdict, result: str, more: dict[str, Any], expected: tuple[str, str]) -> None:
     assert cell_text(record("test_a", "trace", verdict, result, **more)) == expected
+
+
+def test_terminal_and_reports_say_the_same() -> None:
+    records = [
+        record(f"test_{verdict}", backend, verdict, result)
+        for verdict in Verdict
+        for backend, result in zip(
+            ("own", "onnx", "trace", "aoti", "script", "export"),
+            ("passed", "failed", "error", "skipped", "xfailed", "xpassed"),
+            strict=True,
+        )
+    ]
+    report = document(records, {}, (), backend_names())
+    said = [re.split(r" {2,}", line) for line in lines(records, 500)]
+    rows = [line.strip("| ").split(" | ") for line in markdown.report(report).splitlines() if line.startswith("| ")]
+    assert said[0][1:] == rows[0][1:] == ["trace", "script", "export", "aoti", "onnx", "own"]
+    for mine, theirs in zip(said[1:], rows[2:], strict=True):
+        assert mine[1:] == [cell.partition(" ")[2].replace("\\", "") for cell in theirs[1:]]
+    assert totals(records) in markdown.report(report)
 
 
 def test_columns_are_in_the_order_of_the_backends() -> None:
@@ -173,7 +198,7 @@ def test_totals() -> None:
         record("test_b", "script", Verdict.SKIPPED, "skipped"),
     ]
     assert totals(records) == (
-        "3 checks: 1 equivalent, 1 mismatch, 1 skipped (1 expected); 2 inputs compared; "
+        "3 checks of 2 tests: 1 equivalent, 1 mismatch, 1 skipped (1 expected to fail); 2 inputs compared; "
         "1 thing not checked (-v lists them)"
     )
 

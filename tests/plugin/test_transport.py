@@ -60,7 +60,11 @@ def test_everything_arrives_with_xdist_and_without(project: Project, args: tuple
     result = project.run_apart("--junitxml=junit.xml", *args)
     result.assert_outcomes(passed=4, failed=1)
     result.stdout.fnmatch_lines(
-        ["*= export equivalence =*", "test_gate *baked branch*ok*", "4 checks: 3 equivalent, 1 mismatch; 12 inputs*"]
+        [
+            "*= export equivalence =*",
+            "test_gate *baked branch*ok*",
+            "4 checks of * test*: 3 equivalent, 1 mismatch; 12 inputs*",
+        ]
     )
     outcomes = project.outcomes()
     assert {test: (one["verdict"], one["origin"]) for test, one in outcomes.items()} == {

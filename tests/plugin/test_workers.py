@@ -109,7 +109,7 @@ def test_without_groups_nothing_is_measured_and_the_summary_says_so(project: Pro
     result.stdout.fnmatch_lines(
         [
             "latency of 4 checks was not measured: 2 workers of pytest-xdist run side by side: -n0, -n1 or --dist *",
-            "7 checks: 7 equivalent; 7 inputs compared; 4 things not checked (-v lists them)",
+            "7 checks of * tests: 7 equivalent; 7 inputs compared; 4 things not checked (-v lists them)",
         ]
     )
     assert all(one["performance"] is None for one in project.outcomes().values())

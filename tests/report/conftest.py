@@ -119,6 +119,7 @@ def document() -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
             "versions": {"python": "3.12.0", "torch": "2.13.0"},
             "written": "2030-01-01T00:00:00+00:00",
             "machine": {"platform": "any", "cpus": 2},
+            "backends": ["trace", "script", "compile", "onnx"],
             "outcomes": records,
         }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     [
         (Verdict.EQUIVALENT, None, "passed", "ok", "ok"),
         (Verdict.EQUIVALENT, None, "failed", "bad", "test failed"),
-        (Verdict.EQUIVALENT, None, "xpassed", "bad", "unexpected pass"),
+        (Verdict.EQUIVALENT, None, "xpassed", "bad", "xpass"),
         (Verdict.MISMATCH, Cause.BAKED_VALUE, "failed", "bad", "baked value"),
         (Verdict.MISMATCH, Cause.BAKED_VALUE, "xfailed", "expected", "xfail: baked value"),
         (Verdict.FAILED, None, "failed", "bad", "failed: compare"),
@@ -40,10 +40,16 @@ def test_words(record: Make, verdict: Verdict, cause: Cause | None, result: str,
 def test_columns_are_backends_and_with_two_devices_both(record: Make, bare: Make) -> None:
     fast = record(backend="compile:mode=max-autotune")
     records = [record(backend="trace"), record(backend="compile"), fast, bare()]
-    assert summary.columns(records) == {"trace-cpu": "trace", "compile-cpu": "compile", "": "no backend"}
+    assert summary.columns(records) == {"compile-cpu": "compile", "trace-cpu": "trace", "": "no backend"}
     assert summary.column_of(fast) == "compile-cpu"
     gpu = record(backend="trace") | {"cell": "trace-cuda"}
     assert list(summary.columns([records[0], gpu]).values()) == ["trace-cpu", "trace-cuda"]
+
+
+def test_columns_are_in_the_order_of_the_backends(record: Make, bare: Make) -> None:
+    records = [bare(), *(record(backend=name) for name in ("own", "onnx:opset=20", "another", "onnx", "trace"))]
+    found = summary.columns(records, ["trace", "script", "onnx"])
+    assert list(found.values()) == ["trace", "onnx", "another", "own", "no backend"]
 
 
 def test_the_ledger_counts_checks(record: Make) -> None:
