@@ -158,9 +158,6 @@ class Compiled(Exported):
         super().__init__()
         dynamo.reset()
         self._until_closed = contextlib.ExitStack()
-        if anew and backend.backend not in ("eager", "aot_eager"):
-            self._until_closed.enter_context(from_nothing())
-            self.cold_start_note = "compiled with empty caches: where the model was compiled before, it starts faster"
         self._watched = True
         self._model = request.model
         self._request = request
@@ -181,6 +178,10 @@ class Compiled(Exported):
             )
         self._cudagraphs = request.device.type == "cuda" and _uses_cudagraphs(backend, self._counting.compiler)
         self._account()
+        # Last, since whoever cannot be made is not closed; so far nothing has been compiled.
+        if anew and backend.backend not in ("eager", "aot_eager"):
+            self._until_closed.enter_context(from_nothing())
+            self.cold_start_note = "compiled with empty caches: where the model was compiled before, it starts faster"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the compiled model; `NothingCompiled` where Dynamo would run, or ran, all of it in eager."""

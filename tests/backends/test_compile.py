@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -362,6 +363,17 @@ def test_what_is_loaded_anew_has_compiled_nothing(compiled: Callable[..., Compil
     assert anew._counting.graphs == 0
     anew.bound_call(torch.rand(3))()
     assert anew._counting.graphs == 1
+
+
+def test_the_caches_are_there_again_where_it_cannot_be_loaded_anew(
+    compiled: Callable[..., Compiled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, before = compiled(torch.sin, torch.rand(3)), os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(torch, "compile", lambda *_args, **_kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        Compile().load_anew(program, None, program._request)
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == before
+    assert caught.tb  # as long as the error is kept, what was half made is too
 
 
 def test_a_bound_call_is_watched_only_while_something_is_compiled(
