@@ -35,6 +35,8 @@ LEAST_WARMUP = 3
 TIMING_NS = 200_000
 """Calls are timed together until a timing takes about this long: a thousand times what reading the clock takes."""
 MOST_TOGETHER = 1000
+MOST_RESTORED = 10
+"""The same for calls that change what the next one starts from: it is put back before each timing."""
 BALANCED = 4
 """In as many pairs, each side has the first turn equally often."""
 
@@ -45,7 +47,7 @@ class Side:
 
     Attributes:
         call: one call, its arguments bound.
-        before: makes ready for a call, outside of the timing: puts state back, makes fresh arguments.
+        before: makes ready for a timing, of up to `MOST_RESTORED` calls: puts back what they change.
     """
 
     call: Callable[[], Any]
@@ -125,7 +127,8 @@ def time_pair(
     with collector_held() as collect:
         start = clock()
         warm = _warm_up(eager, exported, _turns(rng), clock, collect)
-        together = 1 if single or eager.before or exported.before or device.type != "cpu" else _batch(warm)
+        most = MOST_RESTORED if eager.before or exported.before else MOST_TOGETHER
+        together = 1 if single or device.type != "cpu" else _batch(warm, most)
         samples = _sample(eager, exported, _turns(rng), clock, collect, decided, together, cap_s)
         seconds = (clock() - start) / SECOND
     return Timing(label, samples, len(warm.eager), warm.settled, seconds)
@@ -203,10 +206,10 @@ def _warm_up(eager: Side, exported: Side, turns: Iterator[bool], clock: Clock, c
         check_at = math.ceil(GROWTH * calls)
 
 
-def _batch(warm: _Times) -> int:
+def _batch(warm: _Times, most: int) -> int:
     """How many calls are timed together."""
     fastest = min(float(np.median(side[-max(1, len(side) // 3) :])) for side in (warm.eager, warm.exported))
-    return min(math.ceil(TIMING_NS / fastest), MOST_TOGETHER)
+    return min(math.ceil(TIMING_NS / fastest), most)
 
 
 def _sample(

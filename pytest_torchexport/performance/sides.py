@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_torchexport.latency.measure import Side
+from pytest_torchexport.backends.base import overwrite
+from pytest_torchexport.latency.measure import MOST_RESTORED, Side
 from pytest_torchexport.program import Program
 from pytest_torchexport.subject import containers
 from pytest_torchexport.subject.state import identical
@@ -63,23 +65,23 @@ class Sides:
         return self._side(trial, exported, program.start)
 
     def _side(self, trial: Trial, program: Callable[..., Any], start: Callable[[], Any]) -> Side:
-        """A side whose calls all start alike.
+        """A side whose timings all start alike.
 
         One that changes nothing is called over and over on one copy of its arguments. Another one is put back to its
-        start before each call, on a copy of its own; neither is timed.
+        start before each timing.
         """
         start()
         if id(trial) not in self._starts_anew:
             self._starts_anew[id(trial)] = self._has_to_start_anew(trial)
+        call = trial.calls[0]
         if not self._starts_anew[id(trial)]:
-            return Side(self._bound(trial.calls[0], program))
-        fresh = _Fresh(start, functools.partial(self._bound, trial.calls[0], program))
-        return Side(fresh.call, fresh.before)
+            return Side(self._bound(call, program))
+        restored = _Restored(start, functools.partial(self._bound, program=program), call, _arguments_after(trial))
+        return Side(restored.call, restored.before)
 
-    def _bound(self, call: Call, program: Callable[..., Any]) -> Callable[[], Any]:
-        """A call of the program with its own copy of the arguments."""
-        with torch.inference_mode(mode=False):
-            own = call.clone()
+    def _bound(self, call: Call, program: Callable[..., Any], *, copied: bool = False) -> Callable[[], Any]:
+        """A call of the program with its own copy of the arguments, if that is not one already."""
+        own = call if copied else copy_of(call)
         bind: Callable[..., Callable[[], Any]] | None = getattr(program, "bound_call", None)
         if not self._with_copies:
             return bind(*own.args, **own.kwargs) if bind else functools.partial(program, *own.args, **own.kwargs)
@@ -98,8 +100,7 @@ class Sides:
 
         A model that fills a cache, or keeps its last input, changes its state once: then its calls are all alike.
         """
-        # Arguments that eager leaves alone are the call itself.
-        if not trial.record.arguments or trial.record.arguments[0] is not trial.calls[0]:
+        if _arguments_after(trial) is not None:
             return True
         if not trial.record.state:
             return False
@@ -118,18 +119,68 @@ class Sides:
         return self.copies and self.plan.device.type != "cpu"
 
 
-class _Fresh:
-    """A call that is bound anew each time, from the same start."""
+def _arguments_after(trial: Trial) -> Call | None:
+    """The arguments of the first call as eager leaves them; None where it leaves them alone."""
+    after = trial.record.arguments[0] if trial.record.arguments else None
+    return None if after is trial.calls[0] else after
 
-    def __init__(self, start: Callable[[], Any], bind: Callable[[], Callable[[], Any]]) -> None:
-        self._start, self._bind = start, bind
-        self._bound = bind()
+
+def copy_of(call: Call) -> Call:
+    """A copy that can be used in and out of inference mode."""
+    with torch.inference_mode(mode=False):
+        return call.clone()
+
+
+class _Restored:
+    """Some calls that start from the same state, each with arguments that no earlier one has changed.
+
+    What is done between timings takes the processor's caches from the program that is timed next, and more from one
+    that runs more code. So calls are bound once, as many as are timed together, and what they change is put back in
+    place.
+    """
+
+    def __init__(
+        self, start: Callable[[], Any], bind: Callable[..., Callable[[], Any]], call: Call, after: Call | None
+    ) -> None:
+        self._start, self._bind, self._original = start, bind, call
+        self._in_place = after is None or _same_but_for_values(call, after)
+        self._own = [copy_of(call) for _ in range(1 if after is None else MOST_RESTORED)]
+        self._changed = after is not None
+        self._bound = [bind(own, copied=True) for own in self._own]
+        self._turn = itertools.cycle(self._bound)
 
     def before(self) -> None:
-        """Back to the start, with arguments that nobody has changed."""
+        """Back to the start."""
         self._start()
-        self._bound = self._bind()
+        if not self._in_place:
+            self._own = [copy_of(self._original) for _ in self._own]
+            self._bound = [self._bind(own, copied=True) for own in self._own]
+        elif self._changed:
+            for own in self._own:
+                _put_back(own, self._original)
+        self._turn = itertools.cycle(self._bound)
 
     def call(self) -> Any:
         """One call."""
-        return self._bound()
+        return next(self._turn)()
+
+
+def _same_but_for_values(call: Call, after: Call) -> bool:
+    """Whether only values of tensors differ: no shape, and nothing in a container."""
+    one, other = (containers.leaves([each.args, dict(each.kwargs)]) for each in (call, after))
+    return [_kind(path, leaf) for path, leaf in one] == [_kind(path, leaf) for path, leaf in other]
+
+
+def _kind(path: str, leaf: Any) -> tuple[Any, ...]:
+    return (path, leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else (path, repr(leaf))
+
+
+def _put_back(call: Call, original: Call) -> None:
+    """Give the tensors of a call their original values."""
+    pairs = zip(
+        containers.tensors((call.args, dict(call.kwargs))),
+        containers.tensors((original.args, dict(original.kwargs))),
+        strict=True,
+    )
+    for (_, own), (_, value) in pairs:
+        overwrite(own, value)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pytest_torchexport.latency import measure
-from pytest_torchexport.latency.measure import LEAST_PAIRS, Samples, Side, Timing, first_calls, time_pair
+from pytest_torchexport.latency.measure import LEAST_PAIRS, MOST_RESTORED, Samples, Side, Timing, first_calls, time_pair
 from pytest_torchexport.subject import devices
 from tests.latency.simulated import Machine, quickening, quiet, slowing
 
@@ -77,16 +77,20 @@ def test_single_calls_where_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("of", ["eager", "exported"])
-def test_a_side_that_is_made_ready_is_called_once_for_each_time(of: str) -> None:
+@pytest.mark.parametrize("single", [True, False])
+def test_a_side_is_made_ready_before_each_of_its_timings(of: str, *, single: bool) -> None:
     machine = Machine()
     sides = dict(zip(("eager", "exported"), machine.sides(2e-6, 2e-6), strict=True))
     sides[of] = Side(sides[of].call, machine.takes(1e-3, "before"))
-    timing = timed(machine, sides["eager"], sides["exported"])
-    assert timing.samples.batch == 1
+    timing = timed(machine, sides["eager"], sides["exported"], single=single)
+    batch = timing.samples.batch
+    assert batch == (1 if single else MOST_RESTORED)
     assert timing.samples.eager == pytest.approx(2e-6)  # what comes before is not timed
     assert timing.samples.exported == pytest.approx(2e-6)
     for name, following in itertools.pairwise(machine.log):
-        assert (name == "before") == (following == of)
+        assert name != "before" or following == of
+    calls = [part.split().count(of) for part in " ".join(machine.log).split("before")[1:]]
+    assert set(calls) == {1, batch}  # one by one while they warm up
 
 
 def test_turns_are_random_and_balanced() -> None:

@@ -299,8 +299,9 @@ def test_each_timing_of_a_model_with_state_starts_from_the_same_state() -> None:
     model = Counter()
     outcome = checked(Simulated(warm=100 * US), Budget(), model)
     timed = performance_of(outcome).paired[0]
-    assert timed.eager.median == pytest.approx(1e-4)
-    assert timed.batch == 1
+    assert timed.batch == 2  # the first call and the second: 100 us and 200 us
+    assert timed.eager.median == pytest.approx(1.5e-4)
+    assert timed.eager.noise == 0
     assert model.count == 0
 
 
@@ -325,17 +326,31 @@ def test_a_cache_is_filled_once_and_not_in_each_timing() -> None:
 
 
 class InPlace(nn.Module):
-    """Takes as long as its argument is large."""
+    """Takes as long as its argument is large, and makes it larger."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x += 1
-        Time.spend(50 * US * float(x[0, 0]))
+        Time.spend(20 * US * float(x[0, 0]))
         return x * 1
 
 
-def test_each_timing_has_arguments_that_no_other_has_changed() -> None:
-    timed = performance_of(checked(Simulated(), Budget(), InPlace())).paired[0]
-    assert timed.eager.median == pytest.approx(1e-4)
+class Appending(nn.Module):
+    """Takes as long as its list is long, and makes it longer."""
+
+    def forward(self, x: list[torch.Tensor]) -> torch.Tensor:
+        x.append(x[0] + 1)
+        Time.spend(20 * US * len(x))
+        return x[-1]
+
+
+@pytest.mark.parametrize(("model", "argument"), [(InPlace(), X), (Appending(), [X])])
+def test_no_call_has_arguments_that_another_one_has_changed(model: nn.Module, argument: Any) -> None:
+    backend = Simulated(warm=40 * US)
+    outcome = check(model, (argument,), backend=backend, latency=Budget(), branches="off", n_inputs=1)
+    timed = performance_of(outcome).paired[0]
+    assert timed.batch == 5
+    assert timed.eager.median == pytest.approx(4e-5)
+    assert timed.eager.noise == 0
 
 
 class Force(nn.Module):
@@ -404,6 +419,23 @@ def test_a_program_that_cannot_be_loaded_anew_leaves_its_budget_open() -> None:
     assert outcome.verdict is Verdict.INCONCLUSIVE
     assert "could not be checked, to time it raises OSError: the file is gone" in words(outcome)
     assert checked(Once(), Budget()).verdict is Verdict.EQUIVALENT
+
+
+class Unusable(Simulated):
+    """Its program raises when it is loaded anew and called."""
+
+    def time_of(self, start: int, call: int) -> float:
+        if start:
+            msg = "illegal instruction"
+            raise RuntimeError(msg)
+        return super().time_of(start, call)
+
+
+def test_a_program_that_raises_when_it_is_timed_is_closed() -> None:
+    backend = Unusable()
+    assert checked(backend, "1.2x").verdict is Verdict.INCONCLUSIVE
+    assert len(backend.starts) == 2  # in inference mode, and without it
+    assert backend.open == []
 
 
 def test_the_outcome_survives_its_plain_form() -> None:
