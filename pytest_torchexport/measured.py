@@ -245,7 +245,7 @@ def multiple(value: float, say: Callable[[float], str] = digits) -> str:
 
 def change(effect: float) -> str:
     """A relative change in words: `+21 %` for 0.21."""
-    return f"{100 * effect:+.0f} %" if math.isfinite(effect) else str(effect)
+    return f"{round(100 * effect):+d} %" if math.isfinite(effect) else str(effect)
 
 
 _NEXT = 999.5

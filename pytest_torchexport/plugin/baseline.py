@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.errors import UsageError
 from pytest_torchexport.latency.trend import Change, Entry
-from pytest_torchexport.measured import multiple
+from pytest_torchexport.measured import change, multiple
 from pytest_torchexport.plugin.options import BASELINE
 from pytest_torchexport.plugin.settings import not_writable
 from pytest_torchexport.plugin.trends import trends
+from pytest_torchexport.report import changes
 from pytest_torchexport.report.files import whole
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Baseline:
             return [(f"{self._where}: {NOTHING}", "")]
         found = list(_changes(self.trends, verbosity))
         found += _elsewhere(self.trends)
-        found.append((f"latency against {self._path.name}: {_totals(self.trends)}", ""))
+        found.append((f"latency against {self._path.name}: {changes.totals(self.to_list())}", ""))
         return found + problem
 
     def write_summary(self, reporter: pytest.TerminalReporter) -> None:
@@ -184,8 +184,8 @@ def _text(one: Trend, comparison: Comparison) -> str:
     """`test_cell[compile-cpu]: 0.61x -> 0.74x of eager (+21 %, interval +15..+28 %); torch 2.12.0 -> 2.13.0`."""
     then, now = (multiple(entry.ratio) for entry in (one.then, one.now) if entry is not None)
     label = "" if one.key[-1] == "example" else f", input {one.key[-1]}"
-    effect, low, high = (f"{round(100 * value):+d}" for value in (comparison.effect, comparison.low, comparison.high))
-    figures = f"{then} -> {now} of eager ({effect} %, interval {low}..{high} %)"
+    interval = f"{change(comparison.low).removesuffix(' %')}..{change(comparison.high)}"
+    figures = f"{then} -> {now} of eager ({change(comparison.effect)}, interval {interval})"
     return "; ".join([f"{one.test}{label}: {figures}", *comparison.conditions])
 
 
@@ -196,18 +196,6 @@ def _elsewhere(found: Sequence[Trend]) -> list[Line]:
     machines = "; ".join(dict.fromkeys(one.key[0] for one in others))
     what = "a ratio" if len(others) == 1 else f"{len(others)} ratios"
     return [(f"the baseline has {what} of another machine only: not compared with this one ({machines})", "")]
-
-
-def _totals(found: Sequence[Trend]) -> str:
-    """`9 compared: 1 slower, 8 steady; 3 new, kept as the baseline`."""
-    counted = Counter(one.change for one in found)
-    words = [f"{counted[one]} {one}" for one in Change if counted[one]]
-    parts = [f"{sum(counted[one] for one in Change)} compared" + (f": {', '.join(words)}" if words else "")]
-    if counted["new"]:
-        parts.append(f"{counted['new']} new")
-    if counted["unsettled"]:
-        parts.append(f"{counted['unsettled']} not used, because the times did not settle")
-    return "; ".join(parts)
 
 
 def _items(data: Any, where: str) -> Iterator[tuple[str, Any]]:

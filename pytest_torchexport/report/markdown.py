@@ -9,7 +9,7 @@ import html
 import re
 from typing import TYPE_CHECKING, Any
 
-from pytest_torchexport.report import summary
+from pytest_torchexport.report import changes, summary
 from pytest_torchexport.report.files import whole
 from pytest_torchexport.report.text import clean, count, cut, digits, one_line, seconds, times
 
@@ -45,7 +45,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def report(document: dict[str, Any], limit: int = LIMIT) -> str:
-    """The text: totals, what failed, tests x backends, speed, what was not checked. At most `limit` bytes."""
+    """The text: totals, tests x backends, what failed, changes of speed, speed, what was not checked. At most `limit` bytes."""
     records: list[Record] = document["outcomes"]
     parts = [f"## Export equivalence\n\n{summary.totals(records)}\n"]
     note = "\n_Cut here: the rest would make this too long. The JSON and HTML reports have everything._\n"
@@ -73,6 +73,7 @@ def _parts(document: dict[str, Any]) -> Iterator[str]:
         yield "\n### Failing\n\n"
     for record in failing:
         yield _failure(record)
+    yield from _changes(document.get("trend") or ())
     yield from _latencies(records)
     yield _ledger(records)
 
@@ -120,6 +121,28 @@ def _failure(record: Record) -> str:
     said = f"{_SIGNS['bad']} {html.escape(summary.word(record))}"
     head = f"<details><summary>{said} <code>{name}</code></summary>"
     return f"{head}\n\n{fenced(text)}\n\n</details>\n"
+
+
+def _changes(trend: Sequence[dict[str, Any]]) -> Iterator[str]:
+    if not trend:
+        return
+    yield f"\n### Changed since the baseline\n\n{changes.totals(trend)}\n"
+    found = changes.changed(trend)
+    if found:
+        yield "\n| test | backend | input | before | now | change | what else is not as it was |\n"
+        yield "| --- | --- | --- | ---: | ---: | --- | --- |\n"
+    for one in found[:_ROWS]:
+        figures = (times(one["baseline"]), times(one["ratio"]), f"{one['change']}, {changes.effect(one)}")
+        cells = (
+            code(one["origin"]),
+            code(one["cell"]),
+            code(one["input"]),
+            *figures,
+            plain(", ".join(one["conditions"])),
+        )
+        yield f"| {' | '.join(cells)} |\n"
+    if len(found) > _ROWS:
+        yield f"\nand {len(found) - _ROWS} smaller changes\n"
 
 
 def _latencies(records: Iterable[Record]) -> Iterator[str]:

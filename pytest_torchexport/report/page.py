@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.measured import figure
-from pytest_torchexport.report import drawings, summary
+from pytest_torchexport.report import changes, drawings, summary
 from pytest_torchexport.report.source import Coverage, Sources
 from pytest_torchexport.report.text import number, seconds, times
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pytest_torchexport.report.drawings import Calls, Error, Latency, Ratio, Stages
     from pytest_torchexport.report.scales import LogScale, Tick
@@ -101,6 +101,16 @@ class Test:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A ratio to eager that is not what it was, and the check that it belongs to."""
+
+    entry: dict[str, Any]
+    key: str
+    label: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """All that the template needs."""
 
@@ -112,6 +122,8 @@ class Page:
     tests: tuple[Test, ...]
     failing: tuple[Item, ...]
     failing_left_out: int
+    changes: tuple[Change, ...]
+    compared: str
     not_checked: list[tuple[tuple[str, str], int]]
     error_ticks: tuple[Tick, ...]
 
@@ -130,6 +142,7 @@ def make_page(document: dict[str, Any]) -> Page:
     for place, (origin, own) in enumerate(grouped.items()):
         tests.append(_test(place, at, origin, own, sources, few=len(grouped) <= _FEW_TESTS))
         at += len(own)
+    trend = document.get("trend") or []
     failing = [item for test in tests for item in test.items if item.tone == "bad"]
     return Page(
         document,
@@ -140,9 +153,17 @@ def make_page(document: dict[str, Any]) -> Page:
         tuple(tests),
         tuple(failing[:_FAILURES_LISTED]),
         max(0, len(failing) - _FAILURES_LISTED),
+        tuple(_changes(trend, tests)),
+        changes.totals(trend) if trend else "",
         summary.ledger(records).most_common(),
         drawings.error_ticks(),
     )
+
+
+def _changes(trend: Iterable[dict[str, Any]], tests: Iterable[Test]) -> Iterator[Change]:
+    keys = {item.record.get("test"): item.key for test in tests for item in test.items}
+    for one in changes.changed(trend):
+        yield Change(one, keys.get(one["test"], ""), changes.label(one), changes.effect(one))
 
 
 def _test(place: int, at: int, origin: str, records: Sequence[Record], sources: Sources, *, few: bool) -> Test:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_torchexport.latency.trend import Change
 from pytest_torchexport.plugin.baseline import Baseline, entries_of
 from pytest_torchexport.plugin.options import BASELINE
 from pytest_torchexport.plugin.trends import fingerprint
+from pytest_torchexport.report import changes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,6 +177,12 @@ def test_a_wide_interval_is_unclear(runs: Runs) -> None:
     result.stdout.fnmatch_lines(
         ["latency unclear: *trace-cpu]: 1.00x -> 1.00x of eager (+0 %, interval -33..+50 %)", "*2 compared: 2 unclear"]
     )
+
+
+def test_reports_know_every_change() -> None:
+    for one in [*Change, "new", "unsettled"]:
+        assert f"1 {'not used' if one == 'unsettled' else one}" in changes.totals([{"change": str(one)}])
+    assert set(changes.CHANGED) < {str(one) for one in Change}
 
 
 def test_nothing_measured(runs: Runs) -> None:

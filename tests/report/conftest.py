@@ -127,6 +127,31 @@ def document() -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
 
 
 @pytest.fixture
+def trend() -> Callable[..., dict[str, Any]]:
+    """Makes an entry of the trend: the ratio of a record that is a fifth above the baseline's, by default."""
+
+    def make(record: dict[str, Any], change: str = "slower", effect: float = 0.21, text: str = "x") -> dict[str, Any]:
+        compared = change not in ("new", "unsettled")
+        return {
+            "test": record["test"],
+            "origin": record["origin"],
+            "cell": record["cell"],
+            "input": text,
+            "machine": text,
+            "change": change,
+            "ratio": None if change == "unsettled" else 0.61 * (1 + effect),
+            "baseline": 0.61 if compared else None,
+            "since": text if compared else None,
+            "effect": effect if compared else None,
+            "low": effect - 0.06 if compared else None,
+            "high": effect + 0.07 if compared else None,
+            "conditions": [text, text] if compared else [],
+        }
+
+    return make
+
+
+@pytest.fixture
 def performance() -> Callable[..., dict[str, Any]]:
     """Makes measurements, as a record holds them."""
     return lambda *args, **kwargs: asdict(measured(*args, **kwargs))

@@ -75,7 +75,7 @@ def page_of(report: dict[str, Any], folder: Path) -> str:
 
 
 @pytest.fixture
-def report(record: Make, document: Make) -> Callable[[str], dict[str, Any]]:
+def report(record: Make, document: Make, trend: Make) -> Callable[[str], dict[str, Any]]:
     """Makes a report with a text in every place that can hold one."""
 
     def make(text: str) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def report(record: Make, document: Make) -> Callable[[str], dict[str, Any]]:
             record(f"{text}::{text}", "onnx", "failed", text=text, verdict=Verdict.MISMATCH, cause=Cause.NUMERIC),
         ]
         found = document(records)
+        found |= {"trend": [trend(records[0], text=text), trend(records[1] | {"test": text}, "faster", text=text)]}
         return found | {"machine": {text: text}, "versions": {text: text}, "written": text, "tool": {"version": text}}
 
     return make
@@ -218,6 +219,43 @@ def test_the_figures_are_said(record: Make, document: Make, performance: Make, t
         "750 ms",
     ):
         assert said in text, said
+
+
+def test_what_has_changed_leads_to_its_check(record: Make, document: Make, trend: Make, tmp_path: Path) -> None:
+    records = [record(), record(backend="onnx"), record("b.py::test_b")]
+    found = [
+        trend(records[1], text="example"),
+        trend(records[2], "faster", -0.4, text="torch 1 -> 2"),
+        trend(records[0], "steady", 0.01),
+        trend(records[0], "new"),
+        trend(records[0], "unsettled"),
+    ]
+    page = page_of(document(records) | {"trend": found}, tmp_path).replace("\u00a0", " ")
+    section = page[
+        page.index('<section aria-labelledby="changed">') : page.index('<section aria-labelledby="unchecked">')
+    ]
+    assert re.findall(r'href="#(i\d)">([^<]*)<', section) == [("i2", "b.py::test_b"), ("i1", "a.py::test_a")]
+    text = Parts(section).text
+    for said in (
+        "3 compared: 1 slower, 1 faster, 1 steady; 1 new; 1 not used, because the times did not settle",
+        "0.61x",
+        "0.74x",
+        "slower +21 % (+15 % to +28 %)",
+        "faster -40 % (-46 % to -33 %)",
+        "torch 1 -> 2, torch 1 -> 2",
+        "input torch 1",
+    ):
+        assert said in text, said
+    assert "input example" not in text
+    assert "onnx-cpu" in text
+
+
+def test_without_a_baseline_nothing_is_said_of_it(record: Make, document: Make, trend: Make, tmp_path: Path) -> None:
+    for without in (document([record()]), document([record()]) | {"trend": []}):
+        assert "baseline" not in page_of(without, tmp_path)
+    steady = page_of(document([record()]) | {"trend": [trend(record(), "steady", 0.0)]}, tmp_path)
+    assert "1 compared: 1 steady" in steady
+    assert "what else is not as it was" not in steady
 
 
 def test_a_page_that_cannot_be_finished_leaves_the_old_one(record: Make, document: Make, tmp_path: Path) -> None:

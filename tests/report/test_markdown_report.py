@@ -42,10 +42,11 @@ def _outside_code(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_no_text_acts(text: str, record: Make, document: Make) -> None:
+def test_no_text_acts(text: str, record: Make, document: Make, trend: Make) -> None:
     def lines(own: str) -> list[str]:
         failed = record(own, "onnx", "failed", text=own, verdict=Verdict.MISMATCH, cause=Cause.NUMERIC)
-        said = markdown.report(document([record(f"{own}::{own}", text=own), failed]))
+        report = document([record(f"{own}::{own}", text=own), failed])
+        said = markdown.report(report | {"trend": [trend(failed, text=own)]})
         assert said.isprintable() or set(re.findall(r"[^\x20-\x7e]", said)).isdisjoint("\x1b\ud800\u202e\x00")
         return _outside_code(said).splitlines()
 
@@ -68,6 +69,20 @@ def test_what_is_said(record: Make, performance: Make, document: Make) -> None:
     assert "| `example` | 1.00 ms | 500 µs | 0.50x (0.49 to 0.51) | " in said
     assert "ratio 1.2x: within" in said
     assert "<summary>3 things not checked</summary>" in said
+
+
+def test_what_has_changed_is_said(record: Make, document: Make, trend: Make) -> None:
+    found = [trend(record(), effect=number / 1000) for number in range(200, 310)]
+    found += [trend(record(), "faster", -0.4, "example"), trend(record(), "steady", 0.0)]
+    said = markdown.report(document([record()]) | {"trend": found}).replace("\u00a0", " ")
+    assert "### Changed since the baseline\n\n112 compared: 110 slower, 1 faster, 1 steady\n" in said
+    first = "| `a.py::test_a` | `trace-cpu` | `example` | 0.61x | 0.37x | faster, -40 % (-46 % to -33 %) |"
+    rows = [line for line in said.splitlines() if line.startswith("| `a.py::test_a` | `trace-cpu`")]
+    assert len(rows) == 100
+    assert rows[0].startswith(first)
+    assert rows[1].endswith(" 0.80x | slower, +31 % (+25 % to +38 %) | x, x |")
+    assert "and 11 smaller changes" in said
+    assert "baseline" not in markdown.report(document([record()]) | {"trend": []})
 
 
 def test_a_message_with_fences_stays_in_its_block() -> None:
