@@ -136,6 +136,19 @@ def test_slots_of_a_module() -> None:
     assert fingerprint(InSlots(1.0)) != fingerprint(InSlots(2.0))
 
 
+def test_hooks_of_a_parameter() -> None:
+    def doubled(gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * gradient
+
+    def hooked() -> nn.Module:
+        model = Scaled()
+        model.linear.weight.register_hook(doubled)
+        return model
+
+    assert fingerprint(hooked()) == fingerprint(hooked()) is not None
+    assert fingerprint(hooked()) != fingerprint(Scaled())
+
+
 def test_which_variable_of_a_closure_has_a_value() -> None:
     def of(*, first: bool) -> Any:
         if first:
