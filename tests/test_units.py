@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_torchexport import measured
 from pytest_torchexport.latency.budget import Budget
 from pytest_torchexport.report import text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize(
@@ -128,8 +132,7 @@ def test_a_report_says_the_same_with_its_own_signs(value: float) -> None:
 
 
 @pytest.mark.parametrize("say", [text.seconds, text.size, text.times, text.digits, text.change])
-def test_what_is_no_number_is_not_known(say: object) -> None:
-    assert callable(say)
+def test_what_is_no_number_is_not_known(say: Callable[[Any], str]) -> None:
     assert [say(value) for value in (None, True, "about 3", [])] == ["?"] * 4
 
 

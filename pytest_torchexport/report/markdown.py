@@ -45,7 +45,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def report(document: dict[str, Any], limit: int = LIMIT) -> str:
-    """The text: totals, tests x backends, what failed, changes of speed, speed, what was not checked. At most `limit` bytes."""
+    """The text, of at most `limit` bytes: tests x backends, what failed, changes of speed, speed, what is not checked."""
     records: list[Record] = document["outcomes"]
     parts = [f"## Export equivalence\n\n{summary.totals(records)}\n"]
     note = "\n_Cut here: the rest would make this too long. The JSON and HTML reports have everything._\n"
@@ -132,15 +132,9 @@ def _changes(trend: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield "\n| test | backend | input | before | now | change | what else is not as it was |\n"
         yield "| --- | --- | --- | ---: | ---: | --- | --- |\n"
     for one in found[:_ROWS]:
+        names = (code(one["origin"]), code(one["cell"]), code(one["input"]))
         figures = (times(one["baseline"]), times(one["ratio"]), f"{one['change']}, {changes.effect(one)}")
-        cells = (
-            code(one["origin"]),
-            code(one["cell"]),
-            code(one["input"]),
-            *figures,
-            plain(", ".join(one["conditions"])),
-        )
-        yield f"| {' | '.join(cells)} |\n"
+        yield f"| {' | '.join([*names, *figures, plain(', '.join(one['conditions']))])} |\n"
     if len(found) > _ROWS:
         yield f"\nand {len(found) - _ROWS} smaller changes\n"
 
