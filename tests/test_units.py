@@ -133,7 +133,7 @@ def test_a_report_says_the_same_with_its_own_signs(value: float) -> None:
 
 @pytest.mark.parametrize("say", [text.seconds, text.size, text.times, text.digits, text.change])
 def test_what_is_no_number_is_not_known(say: Callable[[Any], str]) -> None:
-    assert [say(value) for value in (None, True, "about 3", [])] == ["?"] * 4
+    assert [say(value) for value in (None, True, "about 3", [0])] == ["?"] * 4
 
 
 def test_text_with_figures_is_set_as_they_are() -> None:

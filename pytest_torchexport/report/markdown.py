@@ -45,7 +45,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def report(document: dict[str, Any], limit: int = LIMIT) -> str:
-    """The text, of at most `limit` bytes: tests x backends, what failed, changes of speed, speed, what is not checked."""
+    """The text, at most `limit` bytes: tests x backends, failures, changes of speed, speed, what was not checked."""
     records: list[Record] = document["outcomes"]
     parts = [f"## Export equivalence\n\n{summary.totals(records)}\n"]
     note = "\n_Cut here: the rest would make this too long. The JSON and HTML reports have everything._\n"
