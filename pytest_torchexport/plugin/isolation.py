@@ -24,7 +24,11 @@ def seed(cell: Cell, origin: str) -> None:
     value = derive_seed(cell.seed, origin)
     random.seed(value)
     np.random.seed(value)
-    torch.manual_seed(value)
+    if torch.accelerator.current_accelerator() is None:
+        # torch's own function keeps a traceback for each kind of accelerator, which takes longer than a small test.
+        torch.default_generator.manual_seed(value)
+    else:
+        torch.manual_seed(value)
 
 
 def save_rng() -> Callable[[], None]:
