@@ -14,6 +14,7 @@ from pytest_torchexport.latency.measure import first_calls
 from pytest_torchexport.latency.peak import Peak
 from pytest_torchexport.latency.settle import settled_after
 from pytest_torchexport.measured import ColdStart, PeakMemory
+from pytest_torchexport.performance.sides import copy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Backend, Exported
     from pytest_torchexport.performance.sides import Sides
     from pytest_torchexport.program import Saved
+    from pytest_torchexport.subject.call import Call
     from pytest_torchexport.trials import Trial
 
 
@@ -47,8 +49,9 @@ class Starts:
     @contextlib.contextmanager
     def program(self) -> Iterator[Exported]:
         """The program after its first calls, which are timed; closed again at the end."""
+        own = self._arguments()
         with Peak(self.sides.plan.device) as peak:
-            exported, start = self._begin(None, FIRST_CALLS)
+            exported, start = self._begin(None, FIRST_CALLS, own)
         try:
             self.own.append(start)
             self.memory.append(PeakMemory(host=peak.host, device=peak.device, note=peak.why))
@@ -58,8 +61,9 @@ class Starts:
 
     def again(self, calls: int = FIRST_CALLS) -> ColdStart:
         """One more start, with fewer calls where only the first is in doubt."""
+        own = self._arguments()
         with Peak(self.sides.plan.device) as peak:
-            exported, start = self._begin(None, calls)
+            exported, start = self._begin(None, calls, own)
         exported.close()
         self.own.append(start)
         self.memory.append(PeakMemory(host=peak.host, device=peak.device, note=peak.why))
@@ -69,18 +73,22 @@ class Starts:
         """A start under each option that changes the first calls."""
         found = []
         for name, variant in self.saved.backend.cold_start_variants().items():
-            exported, start = self._begin(variant, FIRST_CALLS)
+            exported, start = self._begin(variant, FIRST_CALLS, self._arguments())
             exported.close()
             found.append(replace(start, variant=name))
         return found
 
-    def _begin(self, variant: Backend | None, calls: int) -> tuple[Exported, ColdStart]:
+    def _arguments(self) -> Call:
+        """What the program is called with: made before its memory is measured, since the caller has them anyway."""
+        return copy_of(self.example.calls[0])
+
+    def _begin(self, variant: Backend | None, calls: int, own: Call) -> tuple[Exported, ColdStart]:
         with torch.inference_mode(mode=False):  # weights that are read in inference mode can be used in no other
             begun = time.perf_counter()
             exported = self.saved.load_anew(variant)
             loaded = time.perf_counter() - begun
         try:
-            side = self.sides.exported(self.example, exported)
+            side = self.sides.exported(self.example, exported, own)
             times = first_calls(side, device=self.sides.plan.device, count=calls)
         except BaseException:
             exported.close()

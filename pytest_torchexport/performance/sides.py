@@ -59,12 +59,20 @@ class Sides:
         """Eager on the input's first call."""
         return self._side(trial, self.plan.model, self.snapshot.restore)
 
-    def exported(self, trial: Trial, exported: Exported) -> Side:
-        """The program on the same call, its arguments bound beforehand."""
-        program = Program(exported, self.plan, self.snapshot, self.reference, gradients=False)
-        return self._side(trial, exported, program.start)
+    def exported(self, trial: Trial, exported: Exported, own: Call | None = None) -> Side:
+        """The program on the same call, its arguments bound beforehand.
 
-    def _side(self, trial: Trial, program: Callable[..., Any], start: Callable[[], Any]) -> Side:
+        Args:
+            trial: the input.
+            exported: the program.
+            own: a copy of the call, for a side of which each call is timed by itself. It is made here by default.
+        """
+        program = Program(exported, self.plan, self.snapshot, self.reference, gradients=False)
+        return self._side(trial, exported, program.start, own)
+
+    def _side(
+        self, trial: Trial, program: Callable[..., Any], start: Callable[[], Any], own: Call | None = None
+    ) -> Side:
         """A side whose timings all start alike.
 
         One that changes nothing is called over and over on one copy of its arguments. Another one is put back to its
@@ -73,15 +81,15 @@ class Sides:
         start()
         if id(trial) not in self._starts_anew:
             self._starts_anew[id(trial)] = self._has_to_start_anew(trial)
-        call = trial.calls[0]
+        call, after = trial.calls[0], _arguments_after(trial)
         if not self._starts_anew[id(trial)]:
-            return Side(self._bound(call, program))
-        restored = _Restored(start, functools.partial(self._bound, program=program), call, _arguments_after(trial))
+            return Side(self._bound(own or copy_of(call), program))
+        copies = [own] if own else [copy_of(call) for _ in range(1 if after is None else MOST_RESTORED)]
+        restored = _Restored(start, functools.partial(self._bound, program=program), call, after, copies)
         return Side(restored.call, restored.before)
 
-    def _bound(self, call: Call, program: Callable[..., Any], *, copied: bool = False) -> Callable[[], Any]:
-        """A call of the program with its own copy of the arguments, if that is not one already."""
-        own = call if copied else copy_of(call)
+    def _bound(self, own: Call, program: Callable[..., Any]) -> Callable[[], Any]:
+        """A call of the program, whose arguments are its own."""
         bind: Callable[..., Callable[[], Any]] | None = getattr(program, "bound_call", None)
         if not self._with_copies:
             return bind(*own.args, **own.kwargs) if bind else functools.partial(program, *own.args, **own.kwargs)
@@ -140,13 +148,18 @@ class _Restored:
     """
 
     def __init__(
-        self, start: Callable[[], Any], bind: Callable[..., Callable[[], Any]], call: Call, after: Call | None
+        self,
+        start: Callable[[], Any],
+        bind: Callable[[Call], Callable[[], Any]],
+        call: Call,
+        after: Call | None,
+        copies: list[Call],
     ) -> None:
         self._start, self._bind, self._original = start, bind, call
         self._in_place = after is None or _same_but_for_values(call, after)
-        self._own = [copy_of(call) for _ in range(1 if after is None else MOST_RESTORED)]
+        self._own = copies
         self._changed = after is not None
-        self._bound = [bind(own, copied=True) for own in self._own]
+        self._bound = [bind(own) for own in self._own]
         self._turn = itertools.cycle(self._bound)
 
     def before(self) -> None:
@@ -154,7 +167,7 @@ class _Restored:
         self._start()
         if not self._in_place:
             self._own = [copy_of(self._original) for _ in self._own]
-            self._bound = [self._bind(own, copied=True) for own in self._own]
+            self._bound = [self._bind(own) for own in self._own]
         elif self._changed:
             for own in self._own:
                 _put_back(own, self._original)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -241,6 +241,22 @@ def test_a_slow_first_call_is_over_its_budget_only_when_it_is_slow_in_every_star
     assert len(fast.starts) == 1
 
 
+class Switchable(Simulated):
+    """Has an option that makes its first call fast."""
+
+    def cold_start_variants(self) -> dict[str, Backend]:
+        return {"lazy=True": replace(self, cold=[[1 * MS]], starts=[])}
+
+
+def test_the_first_calls_under_an_option_stand_beside_the_programs_own() -> None:
+    backend = Switchable(cold=[[5 * MS]])
+    own, lazy = performance_of(checked(backend, Budget())).cold_starts
+    assert (own.variant, lazy.variant) == ("", "lazy=True")
+    assert (own.first_call, lazy.first_call) == pytest.approx((5e-3, 1e-3))
+    assert len(lazy.calls) == 20
+    assert backend.open == []
+
+
 def test_one_figure_over_the_budget_decides_whatever_the_others_leave_open() -> None:
     outcome = checked(Simulated(warm=134 * US, cold=[[5 * MS], [3 * MS]]), "1.2x first_call=4ms")
     assert {one.standing for one in performance_of(outcome).judged} == {Standing.OVER, Standing.INCONCLUSIVE}
@@ -404,6 +420,37 @@ def test_the_inputs_that_the_budget_names_are_timed() -> None:
 def test_an_input_that_is_not_there_is_an_error_that_lists_those_that_are() -> None:
     with pytest.raises(UsageError, match=r"'extra_inputs\[3\]'; the check has example, extra_inputs\[0\]"):
         checked(Simulated(), Budget("1.2x", inputs=("extra_inputs[3]",)), extra_inputs=[(X,)])
+
+
+# --- memory ---
+
+
+class Written(nn.Module):
+    """Writes to an argument that is large."""
+
+    def forward(self, table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        Time.spend(5 * MS)
+        table[0, 0] += x[0, 0]
+        return x * 2
+
+
+class Read(nn.Module):
+    """Reads an argument that is large."""
+
+    def forward(self, table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        Time.spend(5 * MS)
+        return x * 2 + table[0, 0]
+
+
+@pytest.mark.parametrize("model", [Written, Read])
+def test_copies_of_arguments_are_no_memory_of_the_program(model: type[nn.Module]) -> None:
+    table, backend = torch.zeros(2000, 1000), Simulated(warm=5 * MS)
+    outcome = check(model(), (table, X), backend=backend, latency=Budget(), branches="off", n_inputs=0)
+    memory = performance_of(outcome).memory
+    assert memory is not None
+    if memory.host is None:
+        pytest.skip(memory.note)
+    assert memory.host < table.nbytes / 2
 
 
 # --- what cannot be told ---
