@@ -373,7 +373,7 @@ def test_the_caches_are_there_again_where_it_cannot_be_loaded_anew(
     with pytest.raises(ZeroDivisionError) as caught:
         Compile().load_anew(program, None, program._request)
     assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == before
-    assert caught.tb  # as long as the error is kept, what was half made is too
+    del caught  # as long as the error is kept, what was half made is too
 
 
 def test_a_bound_call_is_watched_only_while_something_is_compiled(
