@@ -70,14 +70,22 @@ def versions() -> dict[str, str]:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """Write the report, whole or not at all. Missing folders are made.
+    """Write the report, whole or not at all, each outcome in a line of its own. Missing folders are made.
 
     Raises:
         OSError: the file cannot be written.
     """
     with whole(path) as file:
-        json.dump(report, file, indent=1, default=str)
-        file.write("\n")
+        for number, (key, value) in enumerate(report.items()):
+            file.write(f'{"," if number else "{"}\n"{key}": ')
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                # Python's library indents in Python, and writes lines in C: a tenth of the time.
+                for place, one in enumerate(value):
+                    file.write(f"{',' if place else '['}\n{json.dumps(one, default=str)}")
+                file.write("\n]")
+            else:
+                file.write(json.dumps(value, default=str))
+        file.write("\n}\n")
 
 
 def schema() -> dict[str, Any]:
