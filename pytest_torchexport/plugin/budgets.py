@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_torchexport.backends.base import Backend
     from pytest_torchexport.latency.budget import Budget
-    from pytest_torchexport.plugin.matrix import Cell
+    from pytest_torchexport.plugin.cell import Cell
 
 _EXAMPLES = "`compile: 1.2x`, `onnx: 5ms` or `*-cuda: median=5ms first_call=2s`"
 

@@ -12,7 +12,7 @@ import pytest
 from pytest_torchexport.errors import BackendUnavailable, NotEquivalent, ReferenceInvalid, UsageError
 from pytest_torchexport.outcome import Outcome, Verdict
 from pytest_torchexport.plugin import transport, workers
-from pytest_torchexport.plugin.matrix import COMMAND_LINE
+from pytest_torchexport.plugin.cell import COMMAND_LINE
 from pytest_torchexport.plugin.output import ignore_output, keep_in, memory
 from pytest_torchexport.plugin.progress import column
 from pytest_torchexport.plugin.stash import RUN, STATE
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_torchexport.backends.base import Exported
     from pytest_torchexport.check import Policy, Surroundings
     from pytest_torchexport.outcome import Stage
-    from pytest_torchexport.plugin.matrix import Cell
+    from pytest_torchexport.plugin.cell import Cell
 
 
 class ExportCheck:

@@ -12,14 +12,14 @@ from pytest_torchexport.plugin.marks import PARAMETER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_torchexport.plugin.cell import Cell
     from pytest_torchexport.plugin.checker import ExportCheck
-    from pytest_torchexport.plugin.matrix import Cell
 
 
 @pytest.fixture(name=PARAMETER)
 def export_cell(request: pytest.FixtureRequest) -> Cell:
     """Where and how this item is checked."""
-    from pytest_torchexport.plugin.matrix import Cell  # noqa: PLC0415 - not needed at each start
+    from pytest_torchexport.plugin.cell import Cell  # noqa: PLC0415 - not needed at each start
 
     cell = getattr(request, "param", None)
     if not isinstance(cell, Cell):

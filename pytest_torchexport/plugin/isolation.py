@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING
 
+from pytest_torchexport.plugin.cell import Cell
 from pytest_torchexport.plugin.marks import device_kind
-from pytest_torchexport.plugin.matrix import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Callable

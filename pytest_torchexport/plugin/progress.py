@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from pytest_torchexport.outcome import Stage
-from pytest_torchexport.plugin.stash import RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -219,7 +218,7 @@ def open_progress(config: pytest.Config) -> Progress | None:
 
 
 def _is_wanted(config: pytest.Config) -> bool:
-    if os.name != "posix" or not sys.stdout.isatty() or config.stash[RUN].worker is not None:
+    if os.name != "posix" or not sys.stdout.isatty():
         return False
     if os.environ.get("TERM", "dumb") == "dumb" or os.environ.get("CI") or os.environ.get("BUILD_NUMBER"):
         return False

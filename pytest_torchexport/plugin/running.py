@@ -9,9 +9,9 @@ import pytest
 
 from pytest_torchexport.outcome import Stage, Verdict
 from pytest_torchexport.plugin import isolation, transport
+from pytest_torchexport.plugin.cell import Cell
 from pytest_torchexport.plugin.checker import twice
 from pytest_torchexport.plugin.marks import MARKER
-from pytest_torchexport.plugin.matrix import Cell
 from pytest_torchexport.plugin.stash import RUN, STATE, ItemState
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_torchexport.backends.registry import backend_names
 from pytest_torchexport.diagnose.coverage import branches_ledger
 from pytest_torchexport.plugin import branches, speeds
-from pytest_torchexport.plugin.matrix import Cell
+from pytest_torchexport.plugin.cell import Cell
 from pytest_torchexport.plugin.transport import cell_of, origin_of
 from pytest_torchexport.report import summary
 from pytest_torchexport.report.text import count

@@ -10,8 +10,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchexport.outcome import NotChecked, Outcome, Stage, Verdict
+from pytest_torchexport.plugin.cell import Cell, NoCell
 from pytest_torchexport.plugin.marks import PARAMETER
-from pytest_torchexport.plugin.matrix import Cell, NoCell
 from pytest_torchexport.plugin.stash import PROPERTY, RUN
 from pytest_torchexport.report.junit import properties
 

@@ -14,7 +14,7 @@ from pytest_torchexport.plugin.stash import RUN
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_torchexport.plugin.matrix import Cell
+    from pytest_torchexport.plugin.cell import Cell
 
 
 def group(config: pytest.Config, cell: Cell) -> str | None:

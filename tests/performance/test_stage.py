@@ -321,6 +321,29 @@ def test_each_timing_of_a_model_with_state_starts_from_the_same_state() -> None:
     assert model.count == 0
 
 
+class Room(nn.Module):
+    """A cache with room for three calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = 0
+        self.rows = nn.Buffer(torch.zeros(3, 2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Time.spend(10 * US)
+        self.rows[self.position] = x
+        self.position += 1
+        return self.rows.sum(0)
+
+
+def test_a_state_that_has_room_for_a_few_calls_is_put_back_before_each() -> None:
+    outcome = checked(Simulated(warm=15 * US), "1.2x", Room())
+    assert outcome.verdict is Verdict.OVER_BUDGET, outcome.message
+    timed = performance_of(outcome).paired[0]
+    assert timed.batch == 1
+    assert timed.ratio == pytest.approx(1.5)
+
+
 class Cache(nn.Module):
     """Its first call fills a cache, which takes long."""
 
@@ -525,3 +548,15 @@ def test_beside_other_processes_a_ratio_is_judged_and_an_excess_in_seconds_is_no
     assert "beside 3 other test processes" in median.why
     kept = performance_of(run_with(Simulated(), latency=Budget(median="120us"), crowd=3)).judged[0]
     assert kept.standing is Standing.WITHIN
+
+
+@pytest.mark.parametrize("pace", [0.9, 0.97, 0.995])
+def test_times_that_never_settle_decide_nothing(pace: float) -> None:
+    """Neighbours that are all alike count for few: the interval is as wide as the times are."""
+
+    class Cooling(Simulated):
+        def time_of(self, start: int, call: int) -> float:
+            return 200 * MS * pace**call
+
+    outcome = checked(Cooling(), "1.2x")
+    assert outcome.verdict is Verdict.INCONCLUSIVE

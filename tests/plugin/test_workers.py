@@ -9,7 +9,7 @@ import pytest
 
 from pytest_torchexport import Budget
 from pytest_torchexport.plugin import workers
-from pytest_torchexport.plugin.matrix import Cell
+from pytest_torchexport.plugin.cell import Cell
 from pytest_torchexport.plugin.stash import RUN
 from pytest_torchexport.plugin.workers import Measuring, group, measuring
 
