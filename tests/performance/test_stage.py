@@ -550,7 +550,7 @@ def test_beside_other_processes_a_ratio_is_judged_and_an_excess_in_seconds_is_no
     assert kept.standing is Standing.WITHIN
 
 
-@pytest.mark.parametrize("pace", [0.9, 0.97, 0.995])
+@pytest.mark.parametrize("pace", [0.99, 0.995, 0.998])
 def test_times_that_never_settle_decide_nothing(pace: float) -> None:
     """Neighbours that are all alike count for few: the interval is as wide as the times are."""
 
