@@ -100,7 +100,7 @@ def ingredients(value: Any) -> Ingredients:  # noqa: C901, PLR0911 a line for ea
     if isinstance(value, (dict, list, tuple, set, frozenset, deque, types.MappingProxyType)):
         return _container(value)
     if isinstance(value, (int, float, complex, str, bytes)):
-        base = next(one for one in kind.__mro__ if one in EXACT)
+        base: Any = next(one for one in kind.__mro__ if one in EXACT)
         return Ingredients("derived", (kind, base.__repr__(value), objects.attributes(value)))
     if isinstance(value, types.CodeType):
         return _code(value)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Slotted:
     __slots__ = ("value",)
 
+    value: int
+
     def __init__(self) -> None:
         self.value: Any = 1
 
@@ -44,13 +46,13 @@ class Holds(nn.Module):
         self.queue = deque([1, 2], 3)
         self.pair: Any = (1, [2])
         self.slotted = Slotted()
-        self.own_list = SlottedList([1])
+        self.own_list: Any = SlottedList([1])
         self.own_list.value = 1
         self.array = np.zeros(2)
         self.base = np.zeros(2)
         self.view = self.base[:]
         self.view.flags.writeable = False
-        self.partial = functools.partial(len, key=[1])
+        self.partial = functools.partial(sorted, key=[1])
         self.function = _function()
         self.seen: list[int] = []
         self.register_forward_hook(self.after)

@@ -16,7 +16,7 @@ import sys
 import threading
 import types
 import weakref
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -66,21 +66,28 @@ def with_attribute(value: Any, item: Any) -> Any:
     return value
 
 
-def weights_of(kind: type[nn.RNNBase], hidden: int = 3, seed: int = 0) -> nn.Module:
+def weights_of(kind: Callable[[int, int], nn.RNNBase], hidden: int = 3, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return kind(2, hidden)
+
+
+def set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
 def weak(target: object) -> list[Any]:
     return [weakref.ref(target), target]  # whoever holds it keeps it alive
 
 
-def retied(kind: type[nn.RNNBase]) -> nn.Module:
+def retied(kind: Callable[[int, int], nn.RNNBase]) -> nn.Module:
     """Its weak references lead to other parameters than those which it has."""
+    module: Any
     module, other = weights_of(kind), weights_of(kind)
     module._flat_weight_refs = [weakref.ref(one) for one in other.parameters()]
-    module.other = [other]  # type: ignore[assignment]
-    return module
+    module.other = [other]
+    return cast("nn.Module", module)
 
 
 def hooked(factor: float = 2.0, *, first: bool = True, always: bool = False) -> nn.Module:
@@ -121,7 +128,7 @@ def traced(constant: float) -> nn.Module:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + shift
 
-    return torch.jit.trace(Shifted(), torch.ones(2))
+    return cast("nn.Module", torch.jit.trace(Shifted(), torch.ones(2)))  # type: ignore[no-untyped-call]
 
 
 def scripted_inside(activation: nn.Module) -> nn.Module:
@@ -177,7 +184,7 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "array of objects": (lambda: np.array([None, 1]), lambda: np.array([None, 2])),
     "slice": (lambda: slice(torch.ones(1)), lambda: slice(torch.zeros(1))),
     "annotation": (lambda: Literal["a"], lambda: Literal["b"]),
-    "state of an event": (threading.Event, lambda: [event := threading.Event(), event.set()][0]),
+    "state of an event": (threading.Event, set_event),
     "weak dictionary": (
         lambda: weakref.WeakValueDictionary({1: Mode}),
         lambda: weakref.WeakValueDictionary({2: Mode}),
