@@ -46,8 +46,9 @@ class Holds(nn.Module):
         self.queue = deque([1, 2], 3)
         self.pair: Any = (1, [2])
         self.slotted = Slotted()
-        self.own_list: Any = SlottedList([1])
-        self.own_list.value = 1
+        own_list: Any = SlottedList([1])
+        own_list.value = 1
+        self.own_list = own_list
         self.array = np.zeros(2)
         self.base = np.zeros(2)
         self.view = self.base[:]
