@@ -1,11 +1,10 @@
 """What a careful person writes without the plugin: the same exports, saved and loaded, the same number of runs.
 
-Run as a script; prints the number of comparisons. With `--nothing` it only imports.
+Run as a script; prints the number of comparisons.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -69,5 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if "--nothing" not in sys.argv:  # which only imports
-        print(main())
+    print(main())

@@ -67,8 +67,7 @@ def test_against_a_handwritten_script(tmp_path: Path) -> None:
     """
     by_hand = [sys.executable, str(HERE / "suite_handwritten.py")]
     ways = {"search off": _suite(tmp_path, "--export-branches=off"), "search on": _suite(tmp_path)}
-    for command in (by_hand, *ways.values()):
-        _child([*command, "--collect-only"] if "pytest" in command else [*command, "--nothing"], tmp_path)  # bytecode
+    _child([*ways["search on"], "-k", "perceptron"], tmp_path)  # bytecode of the plugin; that of torch is there
     found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
     for number in range(ROUNDS):
         order = list(ways)[:: 1 if number % 2 else -1]
@@ -99,9 +98,14 @@ def test_installed_but_unused(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text("def test_nothing():\n    pass\n", encoding="utf-8")
     base = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_nothing.py"]
     with_plugin, without = [], []
+    _child(base, tmp_path)  # bytecode
     for _ in range(25):
-        without.append(_child([*base, "-p", "no:torchexport"], tmp_path).seconds)
-        with_plugin.append(_child(base, tmp_path).seconds)
-    added = statistics.median(one - other for one, other in zip(with_plugin, without, strict=True))
-    print(f"\nstart-up without {statistics.median(without) * 1000:.0f} ms, added {added * 1000:.1f} ms (25 pairs)")
-    assert added <= 0.015
+        without.append(_child([*base, "-p", "no:torchexport"], tmp_path).processor)
+        with_plugin.append(_child(base, tmp_path).processor)
+    median = statistics.median(one - other for one, other in zip(with_plugin, without, strict=True))
+    least = min(with_plugin) - min(without)
+    print(
+        f"\nstart-up without {statistics.median(without) * 1000:.0f} ms of processor time, 25 pairs: added "
+        f"{median * 1000:.1f} ms (median), {least * 1000:.1f} ms (between the quickest)"
+    )
+    assert least <= 0.015
