@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonschema
@@ -61,10 +62,14 @@ def test_a_report_that_cannot_be_written_changes_no_verdict(project: Project) ->
 
 
 def test_a_full_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    replace = Path.replace
 
-    monkeypatch.setattr("pytest_torchexport.report.json.json.dump", full)
+    def full(self: Path, target: Path) -> Path:
+        if target.name == "report.json":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
     project.test(TESTS)
     result = project.run()
     result.assert_outcomes(passed=1, failed=2)
