@@ -338,7 +338,7 @@ class _Story:
         measurement = Measurement(
             *(self.plan, self.policy, made.saved, snapshot, reference, self.draft), program.exported.recompiles
         )
-        with self.draft.at(Stage.LATENCY):
+        with self.draft.at(Stage.LATENCY), self.surroundings.alone():
             try:
                 performance = measurement.measure(budget)
             except Exception as error:  # noqa: BLE001 it ran when it was compared: what fails is the measurement

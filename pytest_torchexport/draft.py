@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,6 +52,7 @@ class Surroundings:
         on_stage: told each stage before it starts, so that a crash has a stage.
         keep_in: folder for what is kept of this check.
         keep: when it is kept.
+        alone: entered around what is timed: no other process of the caller times anything meanwhile.
         memory: folder in which inputs that failed are remembered from run to run; None forgets them.
     """
 
@@ -62,6 +63,7 @@ class Surroundings:
     on_stage: Callable[[Stage], None] = lambda _: None
     keep_in: Path | None = None
     keep: Literal["on", "off", "retain-on-failure"] = "off"
+    alone: Callable[[], AbstractContextManager[Any]] = nullcontext
     memory: Path | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -207,6 +208,7 @@ class ExportCheck:
             keep_in=keep_in(run, transport.test_id(item)),
             # An expected failure is none.
             keep="off" if self._cell.xfail and artifacts == "retain-on-failure" else artifacts,
+            alone=functools.partial(workers.turn, run, self._cell.device),
             memory=memory(item.config),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,18 @@ from pytest_torchexport.plugin.marks import device_kind
 from pytest_torchexport.plugin.options import LATENCY
 from pytest_torchexport.plugin.stash import RUN
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
 
     from pytest_torchexport.plugin.cell import Cell
+    from pytest_torchexport.plugin.stash import Run
 
 
 def group(config: pytest.Config, cell: Cell) -> str | None:
@@ -74,6 +83,21 @@ class Measuring:
     left_out: str = ""
 
 
+@contextlib.contextmanager
+def turn(run: Run, device: str) -> Iterator[None]:
+    """Wait until no other worker measures on the device, and keep the others waiting.
+
+    The group alone does not do: not every version of pytest-xdist groups tests under every version of pytest.
+    """
+    if run.workers < 2 or fcntl is None:
+        yield
+        return
+    run.stages.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (run.stages / f"measuring-{device.replace(':', '-')}").open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, also if the process dies
+        yield
+
+
 def measuring(item: pytest.Item, cell: Cell) -> Measuring:
     """Whether the item is measured in this run, and how."""
     said = f" (budget: {cell.latency})" if cell.latency is not None and cell.latency.limits else ""
@@ -83,6 +107,10 @@ def measuring(item: pytest.Item, cell: Cell) -> Measuring:
     alone = "-n0, -n1 or --dist loadgroup measure it"
     if workers > 1 and not getattr(item.config.option, "loadgroup", False):
         return Measuring(left_out=f"{workers} workers of pytest-xdist run side by side: {alone}{said}")
+    if workers > 1 and fcntl is None:
+        return Measuring(
+            left_out=f"this system has no locks that keep {workers} workers apart: -n0 or -n1 measure it{said}"
+        )
     own = [name for name in _groups(item) if name != group(item.config, cell)] if workers > 1 else []
     if own:
         why = f"its xdist_group {own[0]!r} may run beside other checks that are measured: -n0 or -n1 measure it"

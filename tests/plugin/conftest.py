@@ -54,7 +54,6 @@ LISTENING = """
 import dataclasses
 import importlib
 import json
-import os
 import pathlib
 import pytest
 
@@ -68,7 +67,7 @@ def listening(monkeypatch, request):
             "enforce": policy.enforce,
             "crowd": policy.crowd,
             "left_out": policy.latency_left_out,
-            "worker": os.environ.get("PYTEST_XDIST_WORKER"),
+            "worker": request.config.workerinput["workerid"] if hasattr(request.config, "workerinput") else None,
         }
         with pathlib.Path(__file__).with_name("told.jsonl").open("a") as file:
             print(json.dumps({surroundings.test.partition("::")[2]: told}), file=file)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import subprocess
+import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -11,9 +14,11 @@ from pytest_torchexport import Budget
 from pytest_torchexport.plugin import workers
 from pytest_torchexport.plugin.cell import Cell
 from pytest_torchexport.plugin.stash import RUN
-from pytest_torchexport.plugin.workers import Measuring, group, measuring
+from pytest_torchexport.plugin.workers import Measuring, group, measuring, turn
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.plugin.conftest import Project
 
 BUDGET = Budget("1.2x")
@@ -77,6 +82,40 @@ def test_beside_others_it_is_measured_in_its_group_only() -> None:
     assert measuring(item(config()), cell(mode="off")).left_out == "--export-latency=off (budget: 1.2x)"
 
 
+HOLD = """
+import sys
+from types import SimpleNamespace
+from pathlib import Path
+from pytest_torchexport.plugin.workers import turn
+
+with turn(SimpleNamespace(workers=2, stages=Path(sys.argv[1])), "cpu"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_measure_one_after_the_other(tmp_path: Path) -> None:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **pipes) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **pipes) as second:
+            assert second.stdout is not None
+            with pytest.raises(subprocess.TimeoutExpired):
+                second.wait(timeout=2)
+            with (tmp_path / "measuring-cpu").open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert first.communicate("go on\n")[0] == ""
+            assert second.stdout.readline() == "held\n"
+            second.communicate("go on\n")
+
+
+def test_a_single_process_waits_for_nobody(tmp_path: Path) -> None:
+    with turn(cast("Any", SimpleNamespace(workers=1, stages=tmp_path / "none")), "cpu"):
+        assert not (tmp_path / "none").exists()
+
+
 TESTS = """
 @pytest.mark.export_equivalent(backends=["trace", "script"], n_inputs=0, latency={"trace": "9x"})
 @pytest.mark.parametrize("number", range(3))
@@ -96,7 +135,6 @@ def test_groups_in_a_real_run(project: Project) -> None:
     found = project.told("-n2", "--dist=loadgroup", apart=True)
     timed = {test: one for test, one in found.items() if one["latency"]}
     assert set(timed) == {f"test_one[{number}-trace-cpu]" for number in range(3)}
-    assert len({one["worker"] for one in timed.values()}) == 1, "one after the other"
     assert {one["crowd"] for one in timed.values()} == {1}
     assert "xdist_group 'mine'" in found["test_own[trace-cpu]"]["left_out"]
 
