@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,6 @@ from pytest_torchexport.plugin.budgets import is_measured
 from pytest_torchexport.plugin.marks import device_kind
 from pytest_torchexport.plugin.options import LATENCY
 from pytest_torchexport.plugin.stash import RUN
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,9 +85,11 @@ def turn(run: Run, device: str) -> Iterator[None]:
 
     The group alone does not do: not every version of pytest-xdist groups tests under every version of pytest.
     """
-    if run.workers < 2 or fcntl is None:
+    if run.workers < 2 or sys.platform == "win32":
         yield
         return
+    import fcntl  # noqa: PLC0415 - Windows has none
+
     run.stages.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (run.stages / f"measuring-{device.replace(':', '-')}").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, also if the process dies
@@ -107,7 +105,7 @@ def measuring(item: pytest.Item, cell: Cell) -> Measuring:
     alone = "-n0, -n1 or --dist loadgroup measure it"
     if workers > 1 and not getattr(item.config.option, "loadgroup", False):
         return Measuring(left_out=f"{workers} workers of pytest-xdist run side by side: {alone}{said}")
-    if workers > 1 and fcntl is None:
+    if workers > 1 and sys.platform == "win32":
         return Measuring(
             left_out=f"this system has no locks that keep {workers} workers apart: -n0 or -n1 measure it{said}"
         )
