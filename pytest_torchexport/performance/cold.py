@@ -49,25 +49,15 @@ class Starts:
     @contextlib.contextmanager
     def program(self) -> Iterator[Exported]:
         """The program after its first calls, which are timed; closed again at the end."""
-        own = self._arguments()
-        with Peak(self.sides.plan.device) as peak:
-            exported, start = self._begin(None, FIRST_CALLS, own)
+        exported = self._start(FIRST_CALLS)
         try:
-            self.own.append(start)
-            self.memory.append(PeakMemory(host=peak.host, device=peak.device, note=peak.why))
             yield exported
         finally:
             exported.close()
 
-    def again(self, calls: int = FIRST_CALLS) -> ColdStart:
+    def again(self, calls: int) -> None:
         """One more start, with fewer calls where only the first is in doubt."""
-        own = self._arguments()
-        with Peak(self.sides.plan.device) as peak:
-            exported, start = self._begin(None, calls, own)
-        exported.close()
-        self.own.append(start)
-        self.memory.append(PeakMemory(host=peak.host, device=peak.device, note=peak.why))
-        return start
+        self._start(calls).close()
 
     def variants(self) -> list[ColdStart]:
         """A start under each option that changes the first calls."""
@@ -77,6 +67,15 @@ class Starts:
             exported.close()
             found.append(replace(start, variant=name))
         return found
+
+    def _start(self, calls: int) -> Exported:
+        """Start the backend as it is, and keep what that took."""
+        own = self._arguments()
+        with Peak(self.sides.plan.device) as peak:
+            exported, start = self._begin(None, calls, own)
+        self.own.append(start)
+        self.memory.append(PeakMemory(host=peak.host, device=peak.device, note=peak.why))
+        return exported
 
     def _arguments(self) -> Call:
         """What the program is called with: made before its memory is measured, since the caller has them anyway."""

@@ -113,7 +113,8 @@ class Sides:
         if not trial.record.state:
             return False
         self.snapshot.restore()
-        call = functools.partial(self.plan.model, *trial.calls[0].args, **trial.calls[0].kwargs)
+        own = copy_of(trial.calls[0])
+        call = functools.partial(self.plan.model, *own.args, **own.kwargs)
         try:
             call()
             once = self.snapshot.changes()

@@ -53,7 +53,8 @@ class Measurement:
         saved: what the program is loaded from.
         snapshot: the model's starting state.
         reference: eager's side of the check.
-        draft: has the seconds of the export, the artifact's size and the recompiles; gets the ledger's entries.
+        draft: has the seconds of the export and the artifact's size.
+        recompiles: compilations of the program that was compared, beyond the first; None for a backend without.
     """
 
     plan: Plan
